@@ -1,0 +1,44 @@
+# Each command works on a fresh clone: Python 3.11 or later is all that has to be there.
+PYTHON ?= python3
+PY := .venv/bin/python
+.DEFAULT_GOAL := help
+.PHONY: help install demo test check fmt slow up down clean lock
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /|/' | awk -F'|' '{printf "  make %-8s %s\n", $$1, $$2}'
+
+install: ## .venv from the lock, and Kafka; nothing to do when both are there
+	@$(PYTHON) devstack/install.py
+
+demo: install ## the whole main job on real servers: import 20,000 leads, send to all of them, count what arrived
+	@$(PY) -m devstack demo
+
+test: install ## all tests, on real servers that they start and stop
+	@$(PY) -m pytest
+
+check: install ## lint, types, imports
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+	@$(PY) -m mypy
+	@.venv/bin/lint-imports
+
+fmt: install ## format and sort imports
+	@$(PY) -m ruff check --fix .
+	@$(PY) -m ruff format .
+
+slow: install ## what takes minutes: twenty starts of the consumer race
+	@$(PY) -m pytest -m slow
+
+up: install ## leave everything running; prints addresses and a fresh API key
+	@$(PY) -m devstack up
+
+down: ## stop what `make up` started
+	@test ! -x $(PY) || $(PY) -m devstack down
+
+clean: down ## stop, and remove all data
+	@test ! -x $(PY) || $(PY) -m devstack clean
+
+lock: install ## resolve the dependencies anew, into the lock files
+	@$(PY) -m pip install -q uv
+	@.venv/bin/uv pip compile -q --python-version 3.11 --universal --generate-hashes --no-header --no-emit-index-url --no-emit-find-links --no-annotate pyproject.toml -o requirements.lock
+	@.venv/bin/uv pip compile -q --python-version 3.11 --universal --generate-hashes --no-header --no-emit-index-url --no-emit-find-links --no-annotate -c requirements.lock pyproject.toml --group dev -o requirements-dev.lock

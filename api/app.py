@@ -1,0 +1,28 @@
+"""The application: routes, errors, and the resources it opens while it lives."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+
+from api import errors
+from api.document import Api
+from api.resources import open_resources
+from api.routes import health, imports, progress, sends
+from core.settings import Settings
+
+ROUTERS = (imports.router, sends.router, progress.router, health.router)
+
+
+def create_app(settings: Settings) -> FastAPI:
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with open_resources(settings) as resources:
+            app.state.resources = resources
+            yield
+
+    app = Api(title="MailGenius queue", lifespan=lifespan, responses=errors.ERROR_ANSWERS)
+    errors.install(app)
+    for router in ROUTERS:
+        app.include_router(router)
+    return app

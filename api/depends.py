@@ -1,0 +1,48 @@
+"""What routes ask for by type: the resources, the key, the user."""
+
+from typing import Annotated
+from uuid import UUID
+
+from fastapi import Depends, Header, Query, Security
+from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
+
+from api.auth import user_of
+from api.resources import Resources, resources_of
+from core.errors import Unauthenticated
+from schemas.http import IdText
+from schemas.ids import UserId
+from store.keys import Key
+
+_bearer = HTTPBearer(auto_error=False, description="An API key: mg_…")
+_header = APIKeyHeader(name="X-API-Key", auto_error=False)
+
+Use = Annotated[Resources, Depends(resources_of)]
+
+
+async def authenticated(
+    use: Use,
+    bearer: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)],
+    header: Annotated[str | None, Security(_header)],
+) -> Key:
+    secret = bearer.credentials if bearer is not None else header
+    if not secret:
+        raise Unauthenticated("an API key is needed: Authorization: Bearer mg_…, or X-API-Key")
+    return await use.keys.find(use.database, secret)
+
+
+Caller = Annotated[Key, Depends(authenticated)]
+NamedUser = Annotated[
+    IdText | None, Query(alias="userId", description="Whose data. Needed with service and admin keys.")
+]
+
+
+async def acting_user(key: Caller, named: NamedUser = None) -> UserId:
+    return user_of(key, named)
+
+
+User = Annotated[UserId, Depends(acting_user)]
+IdempotencyKey = Annotated[
+    IdText | None, Header(alias="Idempotency-Key", description="The same key again never does the same thing twice.")
+]
+After = Annotated[UUID | None, Query(description="The `next` of the page before.")]
+Limit = Annotated[int, Query(ge=1, le=100)]

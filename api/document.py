@@ -1,0 +1,26 @@
+"""The OpenAPI document, with the bodies that routes read by themselves."""
+
+from typing import Any
+
+from fastapi import FastAPI
+from pydantic import BaseModel
+
+from schemas.http import SendRequest
+
+REFERENCE = "#/components/schemas/{model}"
+READ_BY_ROUTES = (SendRequest,)
+
+
+class Api(FastAPI):
+    def openapi(self) -> dict[str, Any]:
+        document = super().openapi()
+        for model in READ_BY_ROUTES:
+            schema = model.model_json_schema(ref_template=REFERENCE)
+            parts = schema.pop("$defs", {})
+            document["components"]["schemas"].update({**parts, model.__name__: schema})
+        return document
+
+
+def component(model: type[BaseModel]) -> dict[str, str]:
+    """Where the document has the schema of one of READ_BY_ROUTES."""
+    return {"$ref": REFERENCE.format(model=model.__name__)}

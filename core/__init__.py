@@ -1,0 +1,1 @@
+"""Rules without I/O: lead cleaning, templates, retry, settings, errors, outcomes."""

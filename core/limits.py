@@ -1,0 +1,39 @@
+"""What a limit is, and which ones a mail must pass."""
+
+from dataclasses import dataclass
+
+from schemas.ids import UserId
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """Tokens a second, and how many may be taken at once after an idle time. No rate at all is None, not zero."""
+
+    per_second: float
+    burst: int
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """A named bucket and its rate."""
+
+    key: str
+    rate: Rate
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """What a limit gives: tokens, and seconds until the next one when it gave fewer than asked for."""
+
+    tokens: int
+    wait: float
+
+
+def bulk_limits(user_id: UserId, rate: Rate | None, share: float) -> list[Limit]:
+    """The limits of a bulk mail: the user's own, and the share of it that bulk may use. The rest is the reserve of
+    transactional mail, which has to pass the first one alone.
+    """
+    if rate is None:
+        return []
+    bulk = Rate(rate.per_second * share, max(1, int(rate.burst * share)))
+    return [Limit(f"user:{user_id}", rate), Limit(f"user:{user_id}:bulk", bulk)]

@@ -1,0 +1,108 @@
+"""How a try to deliver one mail ended on the wire, and what becomes of the mail because of it."""
+
+from dataclasses import dataclass
+from typing import assert_never
+
+from core.replies import About, Reply, Stage, classify
+from core.retry import RetryPolicy
+from schemas.states import MailState, OnDoubt
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """The relay has taken the responsibility."""
+
+    reply: Reply
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A 4yz or 5yz reply, at any stage."""
+
+    reply: Reply
+    stage: Stage
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """The connection ended before the final dot was written: the relay cannot have the mail."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class InDoubt:
+    """The connection ended after the final dot was written and before its reply: nobody knows."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class NotBegun:
+    """Nothing of this mail was written."""
+
+    reason: str
+
+
+Delivery = Accepted | Refused | Lost | InDoubt | NotBegun
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What is written in the ledger for the mail at `position`. `delay`: seconds until it is due again, when deferred.
+    `attempted`: whether it counts as an attempt.
+    """
+
+    position: int
+    state: MailState
+    code: int | None
+    enhanced_code: str | None
+    reply: str
+    relay: str
+    delay: float | None
+    attempted: bool
+
+
+def decide(
+    delivery: Delivery, *, position: int, attempts_so_far: int, on_doubt: OnDoubt, relay: str, retry: RetryPolicy
+) -> Outcome | None:
+    """None for a mail that was not begun: its row stays as it is."""
+    # What another attempt would give: a due time, or the end.
+    delay = retry.delay(attempts_so_far + 1)
+    again = MailState.FAILED if delay is None else MailState.DEFERRED
+    match delivery:
+        case Accepted(reply):
+            state = MailState.SENT
+        case Refused(reply, stage):
+            state = _refused(reply, stage, again)
+        case Lost(reason):
+            reply, state = Reply(0, None, f"connection lost: {reason}"), again
+        case InDoubt(reason):
+            reply = Reply(0, None, f"in doubt: {reason}")
+            state = again if on_doubt is OnDoubt.RESEND else MailState.UNKNOWN
+        case NotBegun():
+            return None
+        case _:
+            assert_never(delivery)
+    return Outcome(
+        position=position,
+        state=state,
+        code=reply.code or None,
+        enhanced_code=reply.enhanced,
+        reply=reply.text,
+        relay=relay,
+        delay=delay if state is MailState.DEFERRED else None,
+        attempted=True,
+    )
+
+
+def unsendable(position: int, reason: str) -> Outcome:
+    """Of a mail that could not be made (RenderFailed): it fails without having been tried."""
+    return Outcome(position, MailState.FAILED, None, None, reason, "", None, attempted=False)
+
+
+def _refused(reply: Reply, stage: Stage, again: MailState) -> MailState:
+    meaning = classify(reply, stage)
+    if not meaning.permanent:
+        return again
+    return MailState.BOUNCED if meaning.about is About.RECIPIENT else MailState.FAILED

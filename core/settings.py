@@ -1,0 +1,122 @@
+"""Settings, read once from the environment in each entry point and passed down. `.env.example` lists them all.
+
+A setting NAME may instead come from a file whose path is in NAME_FILE (container secrets).
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+
+from core.errors import Misconfigured
+
+Port = Annotated[int, Field(ge=1, le=65535)]
+
+
+class _Group(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class PostgresSettings(_Group):
+    database_url: SecretStr = SecretStr("postgresql://postgres@127.0.0.1:5432/mailgenius")
+    database_pool_size: Annotated[int, Field(ge=1, le=100)] = 4
+
+
+class KafkaSettings(_Group):
+    kafka_bootstrap_servers: str = "127.0.0.1:9092"
+    kafka_topic_prefix: Annotated[str, Field(pattern=r"^[a-zA-Z0-9._-]*$", max_length=100)] = ""
+    kafka_partitions: Annotated[int, Field(ge=1, le=1000)] = 8
+    kafka_replication_factor: Annotated[int, Field(ge=1, le=9)] = 1
+
+
+class RedisSettings(_Group):
+    redis_host: str = "127.0.0.1"
+    redis_port: Port = 6379
+    redis_password: SecretStr | None = None
+    redis_db: Annotated[int, Field(ge=0)] = 0
+    redis_prefix: str = "mailgenius:"
+
+
+class ApiSettings(_Group):
+    api_host: str = "127.0.0.1"
+    api_port: Port = 8000
+    start_workers: bool = False
+
+
+class LimitSettings(_Group):
+    """Defaults of the named limits; a row of `user_limits` overrides them for a user. Rates a second; 0 = no limit."""
+
+    rate_limit_enabled: bool = True
+    limit_email_sending_rate: Annotated[float, Field(ge=0)] = 0
+    limit_email_sending_burst: Annotated[int, Field(ge=1)] = 100
+    limit_bulk_share: Annotated[float, Field(gt=0, le=1)] = 0.9
+
+
+class ImportSettings(_Group):
+    import_chunk_rows: Annotated[int, Field(ge=1, le=1000)] = 1000
+    import_chunk_bytes: Annotated[int, Field(ge=1024, le=512 * 1024)] = 512 * 1024
+
+
+class SendSettings(_Group):
+    send_batch_size: Annotated[int, Field(ge=1, le=100)] = 100
+    smtp_host: str = "127.0.0.1"
+    smtp_port: Port = 25
+    smtp_connections: Annotated[int, Field(ge=1, le=200)] = 8
+    smtp_helo_name: str = "localhost"
+
+
+class ProcessSettings(_Group):
+    queue_concurrency: Annotated[int, Field(ge=1, le=1000)] = 8
+    log_level: Annotated[str, Field(pattern="^(debug|info|warning|error)$")] = "info"
+
+
+class Settings(_Group):
+    postgres: PostgresSettings = PostgresSettings()
+    kafka: KafkaSettings = KafkaSettings()
+    redis: RedisSettings = RedisSettings()
+    api: ApiSettings = ApiSettings()
+    limits: LimitSettings = LimitSettings()
+    imports: ImportSettings = ImportSettings()
+    sending: SendSettings = SendSettings()
+    process: ProcessSettings = ProcessSettings()
+
+
+def groups() -> dict[str, type[_Group]]:
+    """The groups by their name in `Settings`."""
+    return {name: type(group) for name, group in Settings()}
+
+
+def names() -> dict[str, str]:
+    """Every environment variable that is read, with its group."""
+    return {setting.upper(): group for group, kind in groups().items() for setting in kind.model_fields}
+
+
+def load(environment: Mapping[str, str] | None = None) -> Settings:
+    """Raises Misconfigured naming every wrong value. An empty value counts as not set."""
+    given = os.environ if environment is None else environment
+    values: dict[str, dict[str, Any]] = {}
+    for name, group in names().items():
+        value = _value(name, given)
+        if value:
+            values.setdefault(group, {})[name.lower()] = value
+    try:
+        return Settings.model_validate(values)
+    except ValidationError as error:
+        raise Misconfigured("; ".join(_complaint(one) for one in error.errors())) from None
+
+
+def _value(name: str, given: Mapping[str, str]) -> str | None:
+    path = given.get(f"{name}_FILE")
+    if not path:
+        return given.get(name)
+    try:
+        return Path(path).read_text().strip()
+    except OSError as error:
+        raise Misconfigured(f"{name}_FILE: cannot read {path}: {error.strerror}") from None
+
+
+def _complaint(error: Any) -> str:
+    name = str(error["loc"][-1]).upper()
+    return f"{name}: {error['msg']}"

@@ -1,0 +1,1 @@
+"""The contract: Kafka messages, topics, headers, HTTP bodies, states and ids. Imports no driver and does no I/O."""

@@ -1,0 +1,103 @@
+"""Kafka messages: JSON by msgspec, each with `v`. A consumer ignores fields it does not know."""
+
+from collections.abc import Callable
+from typing import Annotated, Any, Final, TypeVar
+from uuid import UUID
+
+import msgspec
+from msgspec import Meta, Struct
+
+from schemas.states import OnConflict, OperationKind
+from schemas.topics import CHUNK_MAX_ROWS
+
+VERSION: Final = 1
+
+UserIdText = Annotated[str, Meta(min_length=1, max_length=200)]
+Count = Annotated[int, Meta(ge=0)]
+Row = list[str] | dict[str, Any] | str
+"""A CSV row's cells; a JSON lead; or the text of a line that could not be read at all."""
+
+
+class LeadChunk(Struct, frozen=True, kw_only=True):
+    """Up to 1,000 rows of an import, not judged yet.
+
+    `columns` names the cells of CSV rows and is empty for JSON. `lines` gives each row's line in the upload, from 1.
+    `first_row` is the number of the first row in the import, from 1; the others follow without a gap.
+    """
+
+    v: int = VERSION
+    import_id: UUID
+    user_id: UserIdText
+    number: Count
+    first_row: Annotated[int, Meta(ge=1)]
+    origin_seq: Count
+    on_conflict: OnConflict = OnConflict.REPLACE
+    tags: list[str] = []
+    columns: list[str] = []
+    lines: list[int]
+    rows: Annotated[list[Row], Meta(min_length=1, max_length=CHUNK_MAX_ROWS)]
+
+
+class BatchPointer(Struct, frozen=True, kw_only=True):
+    """Says that a batch was released. Who claims it reads the rest from the ledger."""
+
+    v: int = VERSION
+    send_id: UUID
+    batch_id: UUID
+    epoch: Annotated[int, Meta(ge=1)]
+
+
+class ProgressEvent(Struct, frozen=True, kw_only=True):
+    """What one chunk or batch ended as. `number` is the batch's own in its operation, from 0."""
+
+    v: int = VERSION
+    operation_id: UUID
+    kind: OperationKind
+    user_id: UserIdText
+    number: Count
+    counts: dict[str, Count]
+
+
+class ProgressBlock(Struct, kw_only=True):
+    """The value of the progress table for 1,024 batches of an operation: counts, and which batches they include.
+
+    `seen` is a bit set in hexadecimal: adding an event twice changes nothing.
+    """
+
+    v: int = VERSION
+    kind: OperationKind
+    user_id: str
+    counts: dict[str, int]
+    seen: str
+
+
+class UnknownVersion(ValueError):
+    """A message whose `v` this program does not know."""
+
+
+_encoder = msgspec.json.Encoder()
+
+
+def encode(message: Struct) -> bytes:
+    return _encoder.encode(message)
+
+
+M = TypeVar("M", LeadChunk, BatchPointer, ProgressEvent)
+
+
+def _decoder(kind: type[M]) -> Callable[[bytes], M]:
+    decode = msgspec.json.Decoder(kind).decode
+
+    def decode_known(value: bytes) -> M:
+        """Raises msgspec.DecodeError or ValidationError for what is no such message, UnknownVersion for a later one."""
+        message = decode(value)
+        if message.v != VERSION:
+            raise UnknownVersion(f"v={message.v} is not known here; known is v={VERSION}")
+        return message
+
+    return decode_known
+
+
+decode_lead_chunk = _decoder(LeadChunk)
+decode_batch_pointer = _decoder(BatchPointer)
+decode_progress_event = _decoder(ProgressEvent)

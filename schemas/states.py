@@ -1,0 +1,125 @@
+"""States of everything that has a life, each with its final set beside it. `docs/states.md` draws them."""
+
+from enum import StrEnum
+
+
+class ImportState(StrEnum):
+    RECEIVING = "receiving"
+    RECEIVED = "received"
+    INCOMPLETE = "incomplete"
+    DONE = "done"
+    CANCELLED = "cancelled"
+
+
+IMPORT_FINAL = frozenset({ImportState.INCOMPLETE, ImportState.DONE, ImportState.CANCELLED})
+
+
+class ChunkState(StrEnum):
+    """Of a row of `lead_import_batches`."""
+
+    PUBLISHED = "published"
+    DONE = "done"
+    DEAD = "dead"
+    CANCELLED = "cancelled"
+
+
+CHUNK_FINAL = frozenset({ChunkState.DONE, ChunkState.DEAD, ChunkState.CANCELLED})
+
+
+class SendState(StrEnum):
+    RECEIVING = "receiving"
+    RUNNING = "running"
+    PAUSED = "paused"
+    INCOMPLETE = "incomplete"
+    CANCELLED = "cancelled"
+    DONE = "done"
+
+
+SEND_FINAL = frozenset({SendState.INCOMPLETE, SendState.CANCELLED, SendState.DONE})
+
+
+class BatchState(StrEnum):
+    """Of a row of `campaign_send_batches`. Reopened is released again with the next epoch."""
+
+    RELEASED = "released"
+    CLAIMED = "claimed"
+    RETURNED = "returned"
+    DONE = "done"
+
+
+BATCH_FINAL = frozenset({BatchState.DONE})
+
+
+class MailState(StrEnum):
+    """Of a row of `email_sends`."""
+
+    QUEUED = "queued"
+    DEFERRED = "deferred"
+    SENT = "sent"
+    BOUNCED = "bounced"
+    FAILED = "failed"
+    UNKNOWN = "unknown"
+    SUPPRESSED = "suppressed"
+    DUPLICATE = "duplicate"
+    INVALID = "invalid"
+    CANCELLED = "cancelled"
+
+
+MAIL_FINAL = frozenset(MailState) - {MailState.QUEUED, MailState.DEFERRED}
+
+
+class RowEnd(StrEnum):
+    """How a row of an import ended. rows = the sum of these."""
+
+    STORED = "stored"
+    DUPLICATE = "duplicate"
+    REJECTED = "rejected"
+    DEAD = "dead"
+
+
+class OnConflict(StrEnum):
+    """What an import does with an address that is stored already."""
+
+    REPLACE = "replace"
+    SKIP = "skip"
+    MERGE = "merge"
+
+
+class OnDoubt(StrEnum):
+    """What becomes of a mail whose connection was lost between the final dot and its reply."""
+
+    RESEND = "resend"
+    SKIP = "skip"
+
+
+class OperationKind(StrEnum):
+    IMPORT = "import"
+    SEND = "send"
+
+
+class KeyScope(StrEnum):
+    """A user key acts for its own user, a service key for any, an admin key for any and on the system."""
+
+    USER = "user"
+    SERVICE = "service"
+    ADMIN = "admin"
+
+
+class ErrorKind(StrEnum):
+    """`x-error-kind` of a dead letter."""
+
+    POISON = "poison"
+    PERMANENT = "permanent"
+    TRANSIENT = "transient"
+    TIMEOUT = "timeout"
+    UNKNOWN = "unknown"
+
+
+class FailedStage(StrEnum):
+    """`x-failed-stage` of a dead letter."""
+
+    DECODE = "decode"
+    VALIDATE = "validate"
+    STORE = "store"
+    RENDER = "render"
+    SMTP = "smtp"

@@ -1,0 +1,83 @@
+"""The one catalogue of topics: name, key, message, partitions, retention. Created explicitly, before anything starts."""
+
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+DLQ_SUFFIX = ".dlq"
+CHUNK_MAX_ROWS = 1_000
+CHUNK_MAX_BYTES = 512 * 1024
+RECORD_MAX_BYTES = 1024 * 1024
+"""Of a record of any topic but a DLQ. A chunk's rows are bounded by CHUNK_MAX_BYTES, the rest is its envelope and escapes."""
+DLQ_HEADROOM_BYTES = 64 * 1024
+"""A DLQ takes the original bytes and the headers that say why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Topic:
+    """One topic. `partitions` None: as many as the deployment's setting says."""
+
+    name: str
+    key: str
+    message: str
+    retention: timedelta
+    partitions: int | None = None
+    compacted: bool = False
+    max_bytes: int = RECORD_MAX_BYTES
+    read_by: str = field(default="", compare=False)
+
+    @property
+    def dlq(self) -> str:
+        return self.name + DLQ_SUFFIX
+
+
+LEADS_CHUNKS = Topic(
+    name="leads.chunks",
+    key="import id + chunk number",
+    message="LeadChunk",
+    retention=timedelta(days=14),
+    read_by="worker leads",
+)
+EMAILS_BATCHES = Topic(
+    name="emails.batches",
+    key="batch id",
+    message="BatchPointer",
+    retention=timedelta(days=3),
+    read_by="worker emails",
+)
+PROGRESS_EVENTS = Topic(
+    name="progress.events",
+    key="operation id",
+    message="ProgressEvent",
+    retention=timedelta(days=7),
+    read_by="worker progress",
+)
+SOURCES = (LEADS_CHUNKS, EMAILS_BATCHES, PROGRESS_EVENTS)
+
+PROGRESS_TABLE = "progress"
+PROGRESS_CHANGELOG = "-progress-changelog"
+"""Faust names a table's changelog `<group>-<table>-changelog`; it has as many partitions as PROGRESS_EVENTS."""
+PROGRESS_GROUP = "worker-progress"
+
+
+def _dead_letters_of(topic: Topic) -> Topic:
+    return Topic(
+        name=topic.dlq,
+        key="the original key",
+        message="the original bytes",
+        retention=timedelta(days=30),
+        partitions=1,
+        max_bytes=topic.max_bytes + DLQ_HEADROOM_BYTES,
+        read_by="worker progress",
+    )
+
+
+DLQS = tuple(_dead_letters_of(topic) for topic in SOURCES)
+CHANGELOG = Topic(
+    name=PROGRESS_GROUP + PROGRESS_CHANGELOG,
+    key="operation id : block",
+    message="ProgressBlock",
+    retention=timedelta(days=7),
+    compacted=True,
+    read_by="worker progress",
+)
+CATALOGUE = (*SOURCES, *DLQS, CHANGELOG)

@@ -1,0 +1,1 @@
+"""Everything remembered: Postgres, Redis, and Kafka's producer and admin."""

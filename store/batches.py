@@ -1,0 +1,148 @@
+"""Batches in a worker's hands: claim, read, outcome, return. Every write requires the claim's worker and epoch."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from core.outcomes import Outcome
+from schemas.ids import BatchId, IncarnationId, SendId, UserId
+from schemas.messages import BatchPointer
+from schemas.states import OnDoubt, SendState
+from store.postgres import Connection
+from store.queries import SQL
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """A batch this incarnation has claimed."""
+
+    id: BatchId
+    send_id: SendId
+    user_id: UserId
+    number: int
+    epoch: int
+    first_position: int
+    end_position: int
+    positions: list[int] | None
+    on_doubt: OnDoubt
+
+
+@dataclass(frozen=True, slots=True)
+class Mail:
+    """A row still to do. `variables` is JSON text; `stopped`: the address is suppressed by now."""
+
+    position: int
+    recipient_id: str | None
+    email: str
+    name: str
+    variables: str
+    attempts: int
+    stopped: bool
+
+
+@dataclass(frozen=True, slots=True)
+class BatchEnd:
+    """What became of a batch's mails over all its epochs. `retried` of them had been deferred before."""
+
+    id: BatchId
+    send_id: SendId
+    user_id: UserId
+    number: int
+    sent: int
+    bounced: int
+    failed: int
+    unknown: int
+    suppressed: int
+    cancelled: int
+    deferred: int
+    retried: int
+
+    def counts(self) -> dict[str, int]:
+        return {
+            "sent": self.sent,
+            "bounced": self.bounced,
+            "failed": self.failed,
+            "unknown": self.unknown,
+            "suppressed": self.suppressed,
+            "cancelled": self.cancelled,
+            "deferred": self.deferred,
+            "retried": self.retried,
+        }
+
+
+async def claim_batch(connection: Connection, pointer: BatchPointer, worker: IncarnationId) -> Batch | None:
+    row = await connection.fetchrow(SQL["claim_batch"], pointer.batch_id, pointer.epoch, worker)
+    return None if row is None else Batch(**{**dict(row), "on_doubt": OnDoubt(row["on_doubt"])})
+
+
+async def mail_of_send(connection: Connection, send_id: SendId, user_id: UserId) -> tuple[str, str]:
+    """Template and sender of a send, JSON text."""
+    row = await connection.fetchrow(SQL["mail_of_send"], send_id, user_id)
+    assert row is not None  # its batch refers to it
+    return row["template"], row["sender"]
+
+
+async def read_batch(connection: Connection, batch: Batch) -> list[Mail]:
+    if batch.positions is None:
+        rows = await connection.fetch(
+            SQL["read_batch"], batch.send_id, batch.user_id, batch.first_position, batch.end_position
+        )
+    else:
+        rows = await connection.fetch(SQL["read_positions"], batch.send_id, batch.user_id, batch.positions)
+    return [Mail(*row) for row in rows]
+
+
+async def mark_tried(connection: Connection, batch: Batch, worker: IncarnationId, positions: Sequence[int]) -> bool:
+    """Whether the batch is still this worker's; only then may the group go on the wire."""
+    rows = await connection.fetch(SQL["mark_tried"], batch.id, batch.epoch, worker, positions)
+    return len(rows) == len(positions)
+
+
+async def fence_batches(
+    connection: Connection, batches: Sequence[Batch], worker: IncarnationId
+) -> dict[BatchId, SendState]:
+    """Locks, until the transaction ends, those that are still this worker's; with the states of their sends."""
+    rows = await connection.fetch(
+        SQL["fence_batches"], [batch.id for batch in batches], [batch.epoch for batch in batches], worker
+    )
+    return {row["id"]: SendState(row["send_state"]) for row in rows}
+
+
+async def write_outcomes(connection: Connection, send_id: SendId, outcomes: Sequence[tuple[BatchId, Outcome]]) -> None:
+    """One send's outcomes, of batches that the caller has fenced in this transaction."""
+    await connection.execute(
+        SQL["write_outcomes"],
+        send_id,
+        [batch_id for batch_id, _ in outcomes],
+        [outcome.position for _, outcome in outcomes],
+        [outcome.state for _, outcome in outcomes],
+        [outcome.attempted for _, outcome in outcomes],
+        [outcome.code for _, outcome in outcomes],
+        [outcome.enhanced_code for _, outcome in outcomes],
+        [outcome.reply for _, outcome in outcomes],
+        [outcome.relay for _, outcome in outcomes],
+        [outcome.delay for _, outcome in outcomes],
+    )
+
+
+async def end_batches(connection: Connection, batches: Sequence[BatchId]) -> list[BatchEnd]:
+    return [_end(row) for row in await connection.fetch(SQL["end_batches"], batches)]
+
+
+async def return_batches(connection: Connection, batches: Sequence[tuple[BatchId, float]]) -> None:
+    """Each with the seconds it has to wait before it is released again."""
+    await connection.execute(
+        SQL["return_batches"], [batch_id for batch_id, _ in batches], [delay for _, delay in batches]
+    )
+
+
+async def mark_batches_announced(connection: Connection, batches: Sequence[BatchId]) -> None:
+    await connection.execute(SQL["mark_batches_announced"], batches)
+
+
+async def unannounced_batches(connection: Connection, limit: int) -> list[BatchEnd]:
+    return [_end(row) for row in await connection.fetch(SQL["unannounced_batches"], limit)]
+
+
+def _end(row: Any) -> BatchEnd:
+    return BatchEnd(**dict(row))

@@ -1,0 +1,104 @@
+-- name: claim_batch
+-- For this incarnation and this epoch alone, while the send runs. No row: somebody else has it, or it is over. Claiming
+-- again what this incarnation holds succeeds: the answer to the first time may have been lost.
+UPDATE campaign_send_batches b SET state = 'claimed', worker = $3, claimed_at = now()
+FROM campaign_sends s, workers w
+WHERE b.id = $1 AND b.epoch = $2 AND (b.state = 'released' OR b.state = 'claimed' AND b.worker = $3) AND s.id = b.send_id AND s.state = 'running'
+  AND w.id = $3 AND w.fenced_at IS NULL
+RETURNING b.id, b.send_id, b.user_id, b.number, b.epoch, b.first_position, b.end_position, b.positions, s.on_doubt
+
+-- name: mail_of_send
+-- What every mail of a send has in common; read once per send and worker.
+SELECT template, sender FROM campaign_sends WHERE id = $1 AND user_id = $2
+
+-- name: read_batch
+-- A batch's mails that are still to do, by the primary key; `stopped`: must not be written to any more.
+SELECT m.position, m.recipient_id, m.email, m.name, m.variables, m.attempts,
+       EXISTS (SELECT FROM suppressions x
+               WHERE x.user_id IN ($2, '') AND x.email_key = m.email_key) AS stopped
+FROM email_sends m
+WHERE m.send_id = $1 AND m.user_id = $2 AND m.position >= $3 AND m.position < $4 AND m.state = 'queued'
+ORDER BY m.position
+
+-- name: read_positions
+-- As read_batch, for a batch of deferred mails.
+SELECT m.position, m.recipient_id, m.email, m.name, m.variables, m.attempts,
+       EXISTS (SELECT FROM suppressions x
+               WHERE x.user_id IN ($2, '') AND x.email_key = m.email_key) AS stopped
+FROM email_sends m
+WHERE m.send_id = $1 AND m.user_id = $2 AND m.position = ANY ($3::integer[]) AND m.state = 'queued'
+ORDER BY m.position
+
+-- name: mark_tried
+-- With on_doubt = skip, before the first byte of a group; none when the batch is not this worker's any more.
+WITH mine AS (
+  SELECT b.send_id FROM campaign_send_batches b
+  WHERE b.id = $1 AND b.epoch = $2 AND b.worker = $3 AND b.state = 'claimed' FOR UPDATE
+)
+UPDATE email_sends m SET tried = true FROM mine WHERE m.send_id = mine.send_id AND m.position = ANY ($4::integer[])
+RETURNING m.position
+
+-- name: fence_batches
+-- Locks the batches that are still this worker's, in one order for all, and tells whether their sends still run.
+SELECT b.id, s.state AS send_state
+FROM unnest($1::uuid[], $2::integer[]) AS mine (id, epoch)
+JOIN campaign_send_batches b ON b.id = mine.id AND b.epoch = mine.epoch AND b.worker = $3 AND b.state = 'claimed'
+JOIN campaign_sends s ON s.id = b.send_id
+WHERE EXISTS (SELECT FROM workers w WHERE w.id = $3 AND w.fenced_at IS NULL)
+ORDER BY b.id FOR UPDATE OF b
+
+-- name: write_outcomes
+-- One send's outcomes and the counts on their batches. A mail that has an end already keeps it and is not counted.
+-- The attempt before this one goes to the history.
+WITH given AS (
+  SELECT * FROM unnest($2::uuid[], $3::integer[], $4::text[], $5::boolean[], $6::smallint[], $7::text[], $8::text[],
+                       $9::text[], $10::double precision[])
+    AS g (batch_id, position, state, attempted, code, enhanced_code, reply, relay, delay)
+), written AS (
+  UPDATE email_sends m
+  SET state = g.state, attempts = m.attempts + g.attempted::integer, code = g.code, enhanced_code = g.enhanced_code,
+      reply = nullif(g.reply, ''), relay = nullif(g.relay, ''),
+      due_at = CASE WHEN g.delay IS NOT NULL THEN now() + make_interval(secs => g.delay) END,
+      outcome_at = now(),
+      history = CASE WHEN m.reply IS NULL THEN m.history ELSE
+        coalesce(m.history, '[]') || jsonb_build_array(jsonb_build_object(
+          'at', m.outcome_at, 'attempt', m.attempts, 'code', m.code, 'enhanced_code', m.enhanced_code, 'reply', m.reply, 'relay', m.relay))
+        END
+  FROM given g WHERE m.send_id = $1 AND m.position = g.position AND m.state = 'queued'
+  RETURNING g.batch_id, m.state
+)
+UPDATE campaign_send_batches b
+SET sent = b.sent + c.sent, deferred = b.deferred + c.deferred, bounced = b.bounced + c.bounced,
+    failed = b.failed + c.failed, unknown = b.unknown + c.unknown, suppressed = b.suppressed + c.suppressed
+FROM (
+  SELECT batch_id, count(*) FILTER (WHERE state = 'sent') AS sent, count(*) FILTER (WHERE state = 'deferred') AS deferred,
+         count(*) FILTER (WHERE state = 'bounced') AS bounced, count(*) FILTER (WHERE state = 'failed') AS failed,
+         count(*) FILTER (WHERE state = 'unknown') AS unknown, count(*) FILTER (WHERE state = 'suppressed') AS suppressed
+  FROM written GROUP BY batch_id
+) AS c WHERE b.id = c.batch_id
+
+-- name: end_batches
+-- All rows are through. The caller has fenced them in the same transaction.
+UPDATE campaign_send_batches b SET state = 'done', done_at = now() WHERE b.id = ANY ($1::uuid[])
+RETURNING b.id, b.send_id, b.user_id, b.number, b.sent, b.bounced, b.failed, b.unknown, b.suppressed, b.cancelled, b.deferred,
+          coalesce(cardinality(b.positions), 0) AS retried
+
+-- name: return_batches
+-- Untouched rows go back to release, each batch after its delay in seconds; who waits for them is woken. The caller has
+-- fenced them in the same transaction.
+WITH returned AS (
+  UPDATE campaign_send_batches b SET state = 'returned', not_before = now() + make_interval(secs => r.delay)
+  FROM unnest($1::uuid[], $2::double precision[]) AS r (id, delay) WHERE b.id = r.id RETURNING b.user_id
+)
+UPDATE release_users r SET due_at = now(), wakes = r.wakes + 1 FROM (SELECT DISTINCT user_id FROM returned) AS u
+WHERE r.user_id = u.user_id
+
+-- name: mark_batches_announced
+UPDATE campaign_send_batches SET announced_at = now() WHERE id = ANY ($1::uuid[])
+
+-- name: unannounced_batches
+-- Partial index on done_at. Younger ones are still in the hands of the worker that ended them.
+SELECT b.id, b.send_id, b.user_id, b.number, b.sent, b.bounced, b.failed, b.unknown, b.suppressed, b.cancelled, b.deferred,
+       coalesce(cardinality(b.positions), 0) AS retried
+FROM campaign_send_batches b
+WHERE b.done_at < now() - interval '5 seconds' AND b.announced_at IS NULL ORDER BY b.done_at LIMIT $1

@@ -1,0 +1,252 @@
+"""Campaign sends as rows: intake, state, cancelling."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from datetime import datetime
+from typing import Any
+
+import asyncpg
+from uuid_utils.compat import uuid7
+
+from core.errors import Conflict
+from schemas.ids import BatchId, SendId, UserId
+from schemas.states import OnDoubt, SendState
+from store.postgres import Connection
+from store.progress import move_progress
+from store.queries import SQL
+
+CANCEL_PAGE = 10_000
+DEFERRED_PAGE = 1_000
+
+
+@dataclass(frozen=True, slots=True)
+class NewSend:
+    """`template`, `sender` and `selection` are JSON text."""
+
+    id: SendId
+    user_id: UserId
+    campaign_id: str
+    idempotency_key: str | None
+    request_hash: bytes
+    priority: int
+    on_doubt: OnDoubt
+    template: str
+    sender: str
+    selection: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    id: SendId
+    user_id: UserId
+    campaign_id: str
+    state: SendState
+    priority: int
+    on_doubt: OnDoubt
+    recipients: int
+    created_at: datetime
+    ended_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class SendCounts:
+    """Mails of a send by state. `queued` is what has no other state yet."""
+
+    recipients: int
+    next_position: int
+    batches: int
+    batches_done: int
+    sent: int
+    bounced: int
+    failed: int
+    unknown: int
+    suppressed: int
+    duplicate: int
+    invalid: int
+    cancelled: int
+    deferred: int
+    last_at: datetime | None
+
+    @property
+    def ended(self) -> int:
+        return sum(self.ends().values())
+
+    @property
+    def queued(self) -> int:
+        return self.recipients - self.ended - self.deferred
+
+    def ends(self) -> dict[str, int]:
+        return {
+            "sent": self.sent,
+            "bounced": self.bounced,
+            "failed": self.failed,
+            "unknown": self.unknown,
+            "suppressed": self.suppressed,
+            "duplicate": self.duplicate,
+            "invalid": self.invalid,
+            "cancelled": self.cancelled,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Recipients:
+    """A page of recipients, in parallel. An empty key marks an address that is none."""
+
+    recipient_ids: list[str | None]
+    emails: list[str]
+    email_keys: list[str]
+    names: list[str]
+    variables: list[str]
+
+
+async def create_send(connection: Connection, new: NewSend) -> bool:
+    """False when the idempotency key was used before. Raises Conflict when the campaign has an active send."""
+    try:
+        row = await connection.fetchval(SQL["create_send"], *(getattr(new, field.name) for field in fields(new)))
+    except asyncpg.UniqueViolationError as error:
+        raise Conflict(f"campaign {new.campaign_id} has an active send already") from error
+    return row is not None
+
+
+async def send_of_key(connection: Connection, user_id: UserId, idempotency_key: str) -> tuple[SendId, bytes] | None:
+    """The send an idempotency key made, with the hash of its request."""
+    row = await connection.fetchrow(SQL["send_of_key"], user_id, idempotency_key)
+    return None if row is None else (row["id"], row["request_hash"])
+
+
+async def add_recipients(
+    connection: Connection, send_id: SendId, user_id: UserId, position: int, page: Recipients
+) -> int | None:
+    """Recipients so far; None when the send is not receiving, or has not just `position` of them."""
+    count: int | None = await connection.fetchval(
+        SQL["add_recipients"],
+        send_id,
+        user_id,
+        position,
+        page.recipient_ids,
+        page.emails,
+        page.email_keys,
+        page.names,
+        page.variables,
+    )
+    return count
+
+
+async def start_send(connection: Connection, send_id: SendId, user_id: UserId) -> bool:
+    """All recipients are there: release may begin. In the caller's transaction; False when it was not receiving."""
+    recipients = await connection.fetchval(SQL["start_send"], send_id, user_id)
+    if recipients is None:
+        return False
+    await move_progress(connection, send_id, SendState.RUNNING, recipients)
+    await wake_release(connection, user_id)
+    return True
+
+
+async def materialise_page(connection: Connection, send_id: SendId, limit: int) -> bool:
+    """Turns up to `limit` selected leads into recipients; the last page starts the send. In the caller's transaction.
+
+    Whether there is more to do: False also when the send does not receive any more.
+    """
+    row = await connection.fetchrow(SQL["materialise_page"], send_id, limit)
+    if row is None:
+        return False
+    if row["state"] == SendState.RUNNING:
+        await move_progress(connection, send_id, SendState.RUNNING, row["recipients"])
+        await wake_release(connection, row["user_id"])
+    return bool(row["state"] == SendState.RECEIVING)
+
+
+async def sends_to_materialise(connection: Connection, limit: int) -> list[SendId]:
+    return [row["id"] for row in await connection.fetch(SQL["sends_to_materialise"], limit)]
+
+
+async def mark_stalled_sends(connection: Connection) -> list[SendId]:
+    return [row["id"] for row in await connection.fetch(SQL["mark_stalled_sends"])]
+
+
+def _send(row: Any) -> Send:
+    return Send(
+        row["id"],
+        row["user_id"],
+        row["campaign_id"],
+        SendState(row["state"]),
+        row["priority"],
+        OnDoubt(row["on_doubt"]),
+        row["recipients"],
+        row["created_at"],
+        row["ended_at"],
+    )
+
+
+async def sends_of_campaign(connection: Connection, user_id: UserId, campaign_id: str) -> list[Send]:
+    """Newest first, twenty at most."""
+    return [_send(row) for row in await connection.fetch(SQL["sends_of_campaign"], user_id, campaign_id)]
+
+
+async def read_send(connection: Connection, send_id: SendId, user_id: UserId) -> Send | None:
+    row = await connection.fetchrow(SQL["read_send"], send_id, user_id)
+    return None if row is None else _send(row)
+
+
+async def send_counts(connection: Connection, send_id: SendId, user_id: UserId) -> SendCounts | None:
+    row = await connection.fetchrow(SQL["send_counts"], send_id, user_id)
+    return None if row is None else SendCounts(**dict(row))
+
+
+async def pause_send(connection: Connection, user_id: UserId, campaign_id: str) -> SendId | None:
+    """In the caller's transaction: the send stops, and batches nobody has claimed go back."""
+    send_id: SendId | None = await connection.fetchval(SQL["pause_send"], user_id, campaign_id)
+    if send_id is not None:
+        await connection.execute(SQL["return_released_batches"], send_id, user_id)
+        await move_progress(connection, send_id, SendState.PAUSED)
+    return send_id
+
+
+async def resume_send(connection: Connection, user_id: UserId, campaign_id: str) -> SendId | None:
+    send_id: SendId | None = await connection.fetchval(SQL["resume_send"], user_id, campaign_id)
+    if send_id is not None:
+        await move_progress(connection, send_id, SendState.RUNNING)
+        await wake_release(connection, user_id)
+    return send_id
+
+
+async def cancel_send(connection: Connection, user_id: UserId, campaign_id: str) -> SendId | None:
+    """Everything stops at once; its mails come to their end page by page, by maintenance."""
+    send_id: SendId | None = await connection.fetchval(SQL["cancel_send"], user_id, campaign_id)
+    if send_id is not None:
+        await move_progress(connection, send_id, SendState.CANCELLED)
+    return send_id
+
+
+async def sends_to_cancel(connection: Connection, limit: int) -> list[tuple[SendId, UserId]]:
+    return [(row["id"], row["user_id"]) for row in await connection.fetch(SQL["sends_to_cancel"], limit)]
+
+
+async def cancel_page(connection: Connection, send_id: SendId, user_id: UserId) -> bool:
+    """Ends one page of a cancelled send's mails, in the caller's transaction; whether to go on at once.
+
+    Batches that a worker holds come back first; the send ends with a later call.
+    """
+    send = await connection.fetchrow(SQL["lock_cancelled_send"], send_id)
+    if send is None:
+        return False
+    await connection.execute(SQL["cancel_open_batches"], send_id, user_id)
+    batch_id, number, first = BatchId(uuid7()), send["next_batch"], send["next_position"]
+    if first < send["recipients"]:
+        end = min(first + CANCEL_PAGE, send["recipients"])
+        await connection.execute(SQL["cancel_unreleased"], send_id, batch_id, number, first, end)
+        return True
+    if await connection.fetchval(SQL["cancel_deferred"], send_id, batch_id, number, DEFERRED_PAGE):
+        return True
+    await connection.execute(SQL["end_cancelled_send"], send_id)
+    return False
+
+
+async def wake_release(connection: Connection, user_id: UserId) -> None:
+    await connection.execute(SQL["wake_release"], user_id)
+
+
+async def add_suppressions(
+    connection: Connection, user_id: UserId, email_keys: Sequence[str], reason: str, source: str
+) -> None:
+    await connection.execute(SQL["add_suppressions"], user_id, email_keys, reason, source)

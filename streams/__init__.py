@@ -1,0 +1,1 @@
+"""The processes behind the API: Faust apps, the release loop, maintenance. Only here is Faust known."""

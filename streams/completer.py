@@ -1,0 +1,150 @@
+"""Writes the outcomes of all batches in hand together: one transaction for up to 500 of them, every 25 ms."""
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from typing import TypeAlias
+
+import structlog
+
+from core.errors import Unavailable
+from core.outcomes import Outcome
+from schemas.ids import BatchId, IncarnationId, SendId
+from schemas.states import SendState
+from store.batches import Batch, BatchEnd, end_batches, fence_batches, return_batches, write_outcomes
+from store.postgres import Connection, Database
+
+GATHER = 0.025
+FULL = 500
+RETRY = 0.5
+
+log = structlog.get_logger(__name__)
+
+
+class Verdict(Enum):
+    """What the ledger said of a batch in hand when outcomes were last written."""
+
+    GO_ON = auto()
+    STOP = auto()
+    """Its send does not run any more: return what is not begun."""
+    LOST = auto()
+    """It is not this worker's any more: nothing of it may be sent or written."""
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """All of the batch's mails are through."""
+
+
+@dataclass(frozen=True, slots=True)
+class Return:
+    """The rest of the batch goes back, and is not released again for `delay` seconds."""
+
+    delay: float = 0.0
+
+
+Closing: TypeAlias = End | Return
+
+
+@dataclass(slots=True, eq=False)
+class InHand:
+    """A claimed batch, the incarnation that holds it, and what the ledger last said of it."""
+
+    batch: Batch
+    worker: IncarnationId
+    verdict: Verdict = Verdict.GO_ON
+
+
+@dataclass(slots=True, eq=False)
+class _Entry:
+    hand: InHand
+    outcomes: Sequence[Outcome]
+    closing: Closing | None
+    written: asyncio.Future[BatchEnd | None] = field(default_factory=asyncio.Future)
+
+
+class Completer:
+    """One in each process. Entries are written in order; a failed write is tried again as a whole before anything newer."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._entries: list[_Entry] = []
+        self._new = asyncio.Event()
+
+    def add(self, hand: InHand, outcomes: Sequence[Outcome]) -> None:
+        """Outcomes of a group. What the ledger says of the batch then stands in `hand.verdict`."""
+        self._put(_Entry(hand, outcomes, None))
+
+    async def close_batch(self, hand: InHand, closing: Closing) -> BatchEnd | None:
+        """Ends or returns the batch after all its outcomes were written; its counts when it has ended here."""
+        entry = _Entry(hand, (), closing)
+        self._put(entry)
+        return await entry.written
+
+    async def run(self) -> None:
+        """Writes until cancelled. The caller cancels when every batch is closed."""
+        while True:
+            await self._new.wait()
+            if sum(len(entry.outcomes) for entry in self._entries) < FULL:
+                await asyncio.sleep(GATHER)
+            entries = self._take()
+            while True:
+                try:
+                    await self._write(entries)
+                    break
+                except Unavailable as error:
+                    log.info("outcomes wait", mails=sum(len(entry.outcomes) for entry in entries), error=str(error))
+                    await asyncio.sleep(RETRY)
+
+    def _put(self, entry: _Entry) -> None:
+        self._entries.append(entry)
+        self._new.set()
+
+    def _take(self) -> list[_Entry]:
+        taken, mails = 0, 0
+        while taken < len(self._entries) and mails < FULL:
+            mails += len(self._entries[taken].outcomes)
+            taken += 1
+        entries, self._entries = self._entries[:taken], self._entries[taken:]
+        if not self._entries:
+            self._new.clear()
+        return entries
+
+    async def _write(self, entries: Sequence[_Entry]) -> None:
+        states: dict[BatchId, SendState] = {}
+        ends: dict[BatchId, BatchEnd] = {}
+        async with self._database.transaction() as connection:
+            by_worker = defaultdict(set)
+            for entry in entries:
+                by_worker[entry.hand.worker].add(entry.hand)
+            for worker, hands in sorted(by_worker.items()):
+                states |= await fence_batches(connection, [hand.batch for hand in hands], worker)
+            mine = [entry for entry in entries if entry.hand.batch.id in states]
+            await _write_outcomes(connection, mine)
+            ended = [entry.hand.batch.id for entry in mine if isinstance(entry.closing, End)]
+            if ended:
+                ends = {end.id: end for end in await end_batches(connection, ended)}
+            returned = [
+                (entry.hand.batch.id, entry.closing.delay) for entry in mine if isinstance(entry.closing, Return)
+            ]
+            if returned:
+                await return_batches(connection, returned)
+        for entry in entries:
+            state = states.get(entry.hand.batch.id)
+            if state is None:
+                entry.hand.verdict = Verdict.LOST
+            elif state is not SendState.RUNNING:
+                entry.hand.verdict = Verdict.STOP
+            if not entry.written.done():
+                entry.written.set_result(ends.get(entry.hand.batch.id))
+
+
+async def _write_outcomes(connection: Connection, entries: Sequence[_Entry]) -> None:
+    by_send: dict[SendId, list[tuple[BatchId, Outcome]]] = defaultdict(list)
+    for entry in entries:
+        by_send[entry.hand.batch.send_id].extend((entry.hand.batch.id, outcome) for outcome in entry.outcomes)
+    for send_id, outcomes in by_send.items():
+        if outcomes:
+            await write_outcomes(connection, send_id, outcomes)

@@ -1,0 +1,214 @@
+"""From a stream of events to a bounded number of handlers at work. Knows events by their shape only, not Faust."""
+
+import asyncio
+import logging
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from core.errors import Unavailable
+
+log = logging.getLogger(__name__)
+
+TRY_FOR = 25.0
+"""Seconds a record may stay in flight: longer, and a rebalance waits for it."""
+FIRST_PAUSE, LONGEST_PAUSE = 0.25, 4.0
+LAST_WORDS = 1.0
+"""Seconds a cancelled handler has to clean up."""
+HOLD = 5.0
+"""Seconds a partition rests after a record of it was given up. Each rest is followed by up to TRY_FOR of trying."""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A Kafka record as handlers see it. `timestamp` in seconds since the epoch."""
+
+    topic: str
+    partition: int
+    offset: int
+    timestamp: float
+    key: bytes | None
+    value: bytes | None
+    headers: Mapping[str, bytes]
+
+
+class Event(Protocol):
+    """What Faust hands out: `key`, `value`, `headers` decoded as asked for, `message` with the rest."""
+
+    key: Any
+    value: Any
+    headers: Any
+    message: Any
+
+    def ack(self) -> bool: ...
+
+
+class Source(Protocol):
+    """Where the events come from; `SafeConsumer` is one."""
+
+    def give_up(self, message: Any) -> None: ...
+    def holds(self, message: Any) -> bool: ...
+    def resume(self) -> None: ...
+
+
+Ack = Callable[[], None]
+Handle = Callable[[Record, Ack], Awaitable[None]]
+Poison = Callable[[Record, Exception], Awaitable[None]]
+
+
+class _Delivery:
+    """One event on its way through a handler."""
+
+    __slots__ = ("_event", "_source", "limit", "reason", "record", "safe")
+
+    def __init__(self, event: Event, source: Source) -> None:
+        self._event = event
+        self._source = source
+        self.record = record_of(event)
+        self.limit: asyncio.Timeout | None = None
+        self.reason: Exception | None = None
+        self.safe = False
+
+    def ack(self) -> None:
+        if self.safe:
+            return
+        self.safe = True
+        self._event.ack()
+        # From here on the record is not in flight, and its handler may take as long as it likes.
+        if self.limit is not None and not self.limit.expired():
+            self.limit.reschedule(None)
+
+    def give_up(self) -> None:
+        self._source.give_up(self._event.message)
+
+
+class Intake:
+    """Runs `handle(record, ack)` for up to `limit` records at a time, and acknowledges those it returns from.
+
+    A handler may call `ack` itself as soon as its work is safe, and go on; it keeps its slot. Unavailable and
+    TimeoutError mean try again, for TRY_FOR seconds in all; then the record is given up, and its partition rests.
+    Whatever else is raised goes to `on_poison`, and when that is through the record is acknowledged. After `ack`
+    nothing is tried again. A handler that is out of time sees CancelledError.
+    """
+
+    def __init__(
+        self, handle: Handle, on_poison: Poison, *, limit: int, try_for: float = TRY_FOR, hold: float = HOLD
+    ) -> None:
+        self.handled = self.poisoned = self.given_up = self.failed_late = 0
+        self._handle = handle
+        self._on_poison = on_poison
+        self._slots = asyncio.Semaphore(limit)
+        self._try_for = try_for
+        self._hold = hold
+        self._at_work: set[asyncio.Task[None]] = set()
+        self._resting: asyncio.Task[None] | None = None
+        self.closing = False
+
+    @property
+    def at_work(self) -> int:
+        return len(self._at_work)
+
+    async def run(self, events: AsyncIterator[Event], source: Source) -> None:
+        """The body of an agent: `await intake.run(stream.noack().events(), app.consumer)`."""
+        async for event in events:
+            await self._slots.acquire()
+            if self.closing or source.holds(event.message):
+                self._slots.release()
+                if not self.closing:
+                    source.give_up(event.message)
+                continue
+            task = asyncio.create_task(self._work(_Delivery(event, source), source))
+            self._at_work.add(task)
+            task.add_done_callback(self._at_work.discard)
+
+    async def drain(self, timeout: float) -> bool:
+        """Takes nothing more and waits for the handlers. False when some had to be cancelled in the end."""
+        self.closing = True
+        if self._resting is not None:
+            self._resting.cancel()
+        late = set(self._at_work)
+        if late:
+            _, late = await asyncio.wait(late, timeout=timeout)
+        for task in late:
+            task.cancel()
+        if late:
+            await asyncio.wait(late, timeout=LAST_WORDS)
+        return not late
+
+    async def _work(self, delivery: _Delivery, source: Source) -> None:
+        through = False
+        try:
+            through = await self._handled(delivery)
+        finally:
+            self._slots.release()
+            if not through and not delivery.safe:
+                delivery.give_up()
+                self.given_up += 1
+                self._rest(source)
+
+    async def _handled(self, delivery: _Delivery) -> bool:
+        """Whether the record is finished. False: to be given up, with the reason logged."""
+        try:
+            async with asyncio.timeout(self._try_for) as delivery.limit:
+                await self._try(delivery)
+                delivery.ack()
+            self.handled += 1
+            return True
+        except Exception as error:
+            if delivery.safe:
+                self.failed_late += 1
+                log.error("%s: failed after its work was safe", _name(delivery.record), exc_info=error)
+                return True
+            if isinstance(error, TimeoutError):
+                log.warning("%s: given up: %s", _name(delivery.record), delivery.reason or "out of time")
+                return False
+            return await self._poison(delivery, error)
+
+    async def _try(self, delivery: _Delivery) -> None:
+        pause = FIRST_PAUSE
+        while True:
+            try:
+                return await self._handle(delivery.record, delivery.ack)
+            except (Unavailable, TimeoutError) as error:
+                if delivery.safe:
+                    raise
+                delivery.reason = error
+            await asyncio.sleep(pause * random.uniform(0.5, 1))
+            pause = min(2 * pause, LONGEST_PAUSE)
+
+    async def _poison(self, delivery: _Delivery, error: Exception) -> bool:
+        try:
+            async with asyncio.timeout(self._try_for) as delivery.limit:
+                await self._on_poison(delivery.record, error)
+                delivery.ack()
+        except Exception as failure:
+            log.error("%s: given up, it is poison and that could not be told", _name(delivery.record), exc_info=failure)
+            return False
+        self.poisoned += 1
+        return True
+
+    def _rest(self, source: Source) -> None:
+        if not self.closing and (self._resting is None or self._resting.done()):
+            self._resting = asyncio.create_task(self._resume(source))
+
+    async def _resume(self, source: Source) -> None:
+        await asyncio.sleep(self._hold)
+        source.resume()
+
+
+def record_of(event: Event) -> Record:
+    message = event.message
+    return Record(
+        topic=message.topic,
+        partition=message.partition,
+        offset=message.offset,
+        timestamp=message.timestamp,
+        key=event.key,
+        value=event.value,
+        headers=dict(event.headers or {}),
+    )
+
+
+def _name(record: Record) -> str:
+    return f"{record.topic}[{record.partition}] at {record.offset}"

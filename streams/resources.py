@@ -1,0 +1,39 @@
+"""What a process of ours holds while it lives: settings and connections, opened together and closed together."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from redis.asyncio import Redis
+
+from core.settings import Settings
+from store.kafka import Producer
+from store.limits import Limiter
+from store.live import LiveProgress
+from store.postgres import Database
+from store.redis import connect
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    settings: Settings
+    database: Database
+    producer: Producer
+    redis: Redis
+    limiter: Limiter
+    live: LiveProgress
+
+
+@asynccontextmanager
+async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
+    """Raises Unavailable when Postgres or Kafka is not there. Redis is connected to when it is first used."""
+    database, producer, redis = Database(settings.postgres), Producer(settings.kafka), connect(settings.redis)
+    prefix = settings.redis.redis_prefix
+    try:
+        await database.open()
+        await producer.open()
+        yield Resources(settings, database, producer, redis, Limiter(redis, prefix), LiveProgress(redis, prefix))
+    finally:
+        await producer.close()
+        await database.close()
+        await redis.aclose()

@@ -1,0 +1,174 @@
+"""Nobody sees or changes what is another user's, on any route there is. A new route has to say here how it is called."""
+
+from collections.abc import AsyncIterator, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+import httpx
+import pytest
+from fastapi.routing import iter_route_contexts
+
+from core.leads import RejectedRow
+from core.settings import Settings
+from schemas.ids import ImportId
+from schemas.states import KeyScope
+from store.leads import add_rejects
+from tests.integration.api_client import (
+    CSV,
+    IMPORT,
+    OWNER,
+    PROGRESS,
+    SEND,
+    STRANGER,
+    Api,
+    leads_csv,
+    running_api,
+)
+from tests.orders import order
+
+OPEN = {"/healthz", "/readyz", "/openapi.json", "/docs", "/docs/oauth2-redirect", "/redoc"}
+SECRETS = ("secret@mail.com", "Secret Name", "secret row", "secret-tag")
+
+
+@dataclass(frozen=True)
+class Ids:
+    """What a call can name."""
+
+    import_id: str
+    send_id: str
+    campaign_id: str
+
+
+NOBODYS = Ids("01a21039-4038-738c-bcdf-ed3c8547979c", "01a21039-4038-738c-bcdf-ed3c8547979d", "nothing")
+
+
+def _campaign(ids: Ids) -> dict[str, Any]:
+    return {"params": {"campaignId": ids.campaign_id}}
+
+
+def _import(ids: Ids) -> dict[str, Any]:
+    return {"params": {"importId": ids.import_id}}
+
+
+def _operation(ids: Ids) -> dict[str, Any]:
+    return {"params": {"id": ids.import_id}}
+
+
+def calls(ids: Ids) -> Mapping[tuple[str, str], list[dict[str, Any]]]:
+    """How each route is called, with ids in all places where one can be given. Those that make something come last."""
+    return {
+        ("GET", IMPORT): [_import(ids), {}, {"params": {"after": ids.import_id}}],
+        ("DELETE", IMPORT): [_import(ids)],
+        ("GET", f"{IMPORT}/rejected.csv"): [_import(ids)],
+        ("GET", SEND): [_campaign(ids)],
+        ("POST", f"{SEND}/pause"): [_campaign(ids)],
+        ("POST", f"{SEND}/resume"): [_campaign(ids)],
+        ("DELETE", SEND): [_campaign(ids)],
+        ("GET", PROGRESS): [_operation(ids), {"params": {"id": ids.send_id}}, {}, {"params": {"after": ids.send_id}}],
+        ("DELETE", PROGRESS): [_operation(ids), {"params": {"id": ids.send_id}}],
+        ("POST", IMPORT): [{"content": leads_csv(1), "headers": CSV | {"Idempotency-Key": "owners"}}],
+        ("POST", SEND): [{"json": order(campaignId=ids.campaign_id), "headers": {"Idempotency-Key": "owners"}}],
+    }
+
+
+def routes(api: Api) -> Iterator[tuple[str, str]]:
+    for route in iter_route_contexts(api.app.routes):
+        for method in sorted((route.methods or set()) - {"HEAD"}):
+            assert route.path is not None
+            yield method, route.path
+
+
+@pytest.fixture
+async def api(settings: Settings) -> AsyncIterator[Api]:
+    async with running_api(settings) as api:
+        yield api
+
+
+@pytest.fixture
+async def owned(api: Api) -> Ids:
+    """An import with a rejected row, a running send, and their progress."""
+    owner = await api.client_of(OWNER)
+    key = {"Idempotency-Key": "owners"}
+    tags = {"tags": ["secret-tag"]}
+    imported = await owner.post(IMPORT, content=leads_csv(5), headers=CSV | key, params=tags)
+    people = [{"email": "secret@mail.com", "name": "Secret Name"}]
+    sent = await owner.post(SEND, json=order(people, campaignId="owners"), headers=key)
+    ids = Ids(imported.json()["importId"], sent.json()["sendId"], "owners")
+    rejects = [RejectedRow(1, 2, "email", "invalid", "no @", "secret row")]
+    async with api.resources.database.connection() as connection:
+        await add_rejects(connection, ImportId(UUID(ids.import_id)), rejects)
+    return ids
+
+
+async def _ledger(api: Api) -> list[Any]:
+    """Everything that is the owner's."""
+    tables = ("lead_imports", "campaign_sends", "email_sends", "campaign_send_batches", "progress_tracking")
+    async with api.resources.database.connection() as connection:
+        return [await connection.fetch(f"SELECT * FROM {table} WHERE user_id = $1", OWNER) for table in tables]
+
+
+def _shows_nothing(answer: httpx.Response, ids: Ids) -> bool:
+    return not any(mark in answer.text for mark in (*SECRETS, ids.import_id, ids.send_id))
+
+
+async def test_every_route_is_called_here(api: Api) -> None:
+    known = set(calls(NOBODYS))
+    there = {(method, path) for method, path in routes(api) if path not in OPEN}
+    assert there == known
+
+
+async def test_without_a_valid_key_nothing_answers(api: Api, owned: Ids) -> None:
+    before = await _ledger(api)
+    nobody, wrong, basic = await api.client(None), await api.client("mg_" + "x" * 43), await api.client(None)
+    basic.headers["Authorization"] = "Basic bWdfOng="
+    for route in routes(api):
+        if route[1] in OPEN:
+            continue
+        for call in calls(owned)[route]:
+            for client in (nobody, wrong, basic):
+                answer = await client.request(*route, **call)
+                assert answer.status_code == 401, route
+                assert answer.headers["WWW-Authenticate"] == "Bearer"
+                assert _shows_nothing(answer, owned)
+    assert await _ledger(api) == before
+
+
+async def test_for_a_stranger_what_is_anothers_is_what_does_not_exist(api: Api, owned: Ids) -> None:
+    before = await _ledger(api)
+    stranger = await api.client_of(STRANGER)
+    for route, its_calls in calls(owned).items():
+        for call, other_call in zip(its_calls, calls(NOBODYS)[route], strict=True):
+            answer = await stranger.request(*route, **call)
+            assert answer.status_code < 500, route
+            assert _shows_nothing(answer, owned), route
+            if route[0] != "POST" or answer.status_code >= 400:
+                nothing = await stranger.request(*route, **other_call)
+                assert (answer.status_code, answer.text) == (nothing.status_code, nothing.text), route
+    assert await _ledger(api) == before
+
+
+async def test_a_stranger_cannot_name_the_owner(api: Api, owned: Ids) -> None:
+    before = await _ledger(api)
+    stranger = await api.client_of(STRANGER)
+    for route, its_calls in calls(owned).items():
+        for call in its_calls:
+            named = call | {"params": call.get("params", {}) | {"userId": OWNER}}
+            answer = await stranger.request(*route, **named)
+            assert answer.status_code == 404, route
+            assert _shows_nothing(answer, owned), route
+    in_body = await stranger.post(SEND, json=order(userId=OWNER))
+    assert in_body.status_code == 404
+    assert await _ledger(api) == before
+
+
+async def test_a_service_key_has_to_say_for_whom(api: Api, owned: Ids) -> None:
+    service = await api.client_of(None, KeyScope.SERVICE)
+    for route, its_calls in calls(owned).items():
+        for call in its_calls:
+            answer = await service.request(*route, **call)
+            assert (answer.status_code, answer.json()["error"]["field"]) == (422, "userId"), route
+    found = await service.get(IMPORT, params={"importId": owned.import_id, "userId": OWNER})
+    assert found.json()["importId"] == owned.import_id
+    other = await service.get(IMPORT, params={"importId": owned.import_id, "userId": STRANGER})
+    assert other.status_code == 404
