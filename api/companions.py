@@ -5,16 +5,20 @@ import os
 import signal
 import sys
 from asyncio.subprocess import Process
+from collections.abc import Sequence
 from contextlib import suppress
 
 import structlog
 
-COMMANDS = (
-    ("worker", "leads"),
-    ("worker", "emails"),
-    ("worker", "progress"),
-    ("release",),
-    ("maintenance",),
+Command = tuple[str, ...]
+"""What follows the interpreter."""
+
+WORKERS: Sequence[Command] = (
+    ("-m", "streams", "worker", "leads"),
+    ("-m", "streams", "worker", "emails"),
+    ("-m", "streams", "worker", "progress"),
+    ("-m", "streams", "release"),
+    ("-m", "streams", "maintenance"),
 )
 STOP_WITHIN = 25.0
 PAUSE = 2.0
@@ -24,18 +28,20 @@ log = structlog.get_logger(__name__)
 
 
 class Companions:
-    """Made and stopped inside one event loop."""
+    """Started and stopped inside one event loop."""
 
-    def __init__(self) -> None:
-        self._stopping = False
-        self._running: dict[tuple[str, ...], Process] = {}
+    def __init__(self, commands: Sequence[Command] = WORKERS, pause: float = PAUSE) -> None:
+        self._commands = commands
+        self._pause = pause
+        self._stopping = asyncio.Event()
+        self._running: dict[Command, Process] = {}
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
-        self._tasks = [asyncio.create_task(self._keep(command), name=" ".join(command)) for command in COMMANDS]
+        self._tasks = [asyncio.create_task(self._keep(command), name=" ".join(command)) for command in self._commands]
 
     def ask_to_stop(self) -> None:
-        self._stopping = True
+        self._stopping.set()
         self._signal(signal.SIGTERM)
 
     async def stop(self) -> None:
@@ -54,22 +60,17 @@ class Companions:
             with suppress(ProcessLookupError):
                 process.send_signal(number)
 
-    async def _keep(self, command: tuple[str, ...]) -> None:
+    async def _keep(self, command: Command) -> None:
         # READY_FILE is this process's own.
         environment = {name: value for name, value in os.environ.items() if name != "READY_FILE"}
-        while not self._stopping:
-            process = await asyncio.create_subprocess_exec(sys.executable, "-m", "streams", *command, env=environment)
+        while not self._stopping.is_set():
+            process = await asyncio.create_subprocess_exec(sys.executable, *command, env=environment)
             self._running[command] = process
-            if self._stopping:  # asked to while it was being started
+            if self._stopping.is_set():  # asked to while it was being started
                 process.terminate()
             code = await process.wait()
             del self._running[command]
-            if not self._stopping:
+            if not self._stopping.is_set():
                 log.error("a worker ended by itself", worker=" ".join(command), code=code)
-                await self._pause()
-
-    async def _pause(self) -> None:
-        for _ in range(int(PAUSE / 0.1)):
-            if self._stopping:
-                return
-            await asyncio.sleep(0.1)
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._stopping.wait(), self._pause)

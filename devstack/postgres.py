@@ -53,12 +53,14 @@ class Postgres(Server):
 
     def set_up(self) -> None:
         self._bin = _install(self._account) / "bin"
-        self._data = elsewhere.data_folder(self.home / "data", self._account)
+        data = self.home / "data"
+        if not (data / "PG_VERSION").exists() and data.exists():
+            # A first start that was interrupted leaves files that initdb would stumble over.
+            elsewhere.forget(data)
+            data.unlink() if data.is_symlink() else shutil.rmtree(data)
+        self._data = elsewhere.data_folder(data, self._account)
         if (self._data / "PG_VERSION").exists():
             return
-        # One that was interrupted leaves files that the next would stumble over.
-        for left in self._data.iterdir():
-            shutil.rmtree(left) if left.is_dir() else left.unlink()
         start = self.log.stat().st_size if self.log.exists() else 0
         begun: list[str | Path] = [
             self._bin / "initdb",

@@ -93,6 +93,11 @@ class Processes:
         """Of those that run."""
         return {life.process.name: life.now.pid for life in self._lives if life.now is not None and life.alive}
 
+    def exit_codes(self) -> dict[str, int]:
+        """Of those that have ended; negative: the signal that killed it."""
+        ended = {life.process.name: life.now.returncode for life in self._lives if life.now is not None}
+        return {name: code for name, code in ended.items() if code is not None}
+
     def __enter__(self) -> Self:
         self.start()
         return self

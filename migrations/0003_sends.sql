@@ -66,11 +66,11 @@ CREATE TABLE campaign_send_batches (
   UNIQUE (send_id, number)  -- sends.sql: send_counts
 );
 CREATE INDEX campaign_send_batches_open ON campaign_send_batches (user_id, state)
-  WHERE state <> 'done';  -- release.sql: open_mails, returned_batches
+  WHERE state <> 'done';  -- release.sql: open_mails, reopen_batches
 CREATE INDEX campaign_send_batches_released ON campaign_send_batches (released_at)
-  WHERE state = 'released';  -- batches.sql: batches_to_publish
+  WHERE state = 'released';  -- release.sql: batches_to_publish
 CREATE INDEX campaign_send_batches_claimed ON campaign_send_batches (worker)
-  WHERE state = 'claimed';  -- batches.sql: rescue_batches
+  WHERE state = 'claimed';  -- workers.sql: rescue_batches
 CREATE INDEX campaign_send_batches_unannounced ON campaign_send_batches (done_at)
   WHERE done_at IS NOT NULL AND announced_at IS NULL;  -- batches.sql: unannounced_batches
 
@@ -99,10 +99,10 @@ CREATE TABLE email_sends (
   reply          text,
   relay          text,
   history        jsonb,             -- the attempts before the last one
-  PRIMARY KEY (send_id, position)   -- mails.sql: read_batch, write_outcomes
+  PRIMARY KEY (send_id, position)   -- batches.sql: read_batch, write_outcomes
 ) PARTITION BY RANGE (send_id);
-CREATE INDEX email_sends_due ON email_sends (send_id, due_at) WHERE due_at IS NOT NULL;  -- release.sql: take_due
-CREATE INDEX email_sends_address ON email_sends (email_key, send_id);  -- mails.sql: add_recipients, find_mails
+CREATE INDEX email_sends_due ON email_sends (send_id, due_at) WHERE due_at IS NOT NULL;  -- release.sql: release_due, finish_sends
+CREATE INDEX email_sends_address ON email_sends (email_key, send_id);  -- sends.sql: add_recipients
 
 CREATE TABLE suppressions (
   user_id     text NOT NULL,      -- '' = for everybody

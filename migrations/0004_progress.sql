@@ -30,5 +30,5 @@ CREATE TABLE dead_letters (
   failed_at        timestamptz NOT NULL DEFAULT now(),
   UNIQUE (topic, partition, "offset")
 );
-CREATE INDEX dead_letters_by_time ON dead_letters (failed_at);
+
 CREATE INDEX dead_letters_by_key ON dead_letters (topic, key);  -- imports.sql: mark_dead_chunks

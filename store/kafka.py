@@ -10,6 +10,7 @@ from aiokafka.errors import KafkaError, MessageSizeTooLargeError
 from core.errors import InvalidInput, Unavailable
 from core.settings import KafkaSettings
 from schemas.topics import DLQ_HEADROOM_BYTES, RECORD_MAX_BYTES, Topic
+from store import broker_away
 
 DELIVERY_TIMEOUT = 20.0
 """Seconds until an unacknowledged record counts as not delivered."""
@@ -32,12 +33,18 @@ class Producer:
         self._settings = settings
         self._producer: AIOKafkaProducer | None = None
         self._opening = asyncio.Lock()
+        self._watch: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
-        """Raises Unavailable when no broker answers."""
+        """Raises Unavailable when no broker answers. From here on the process's log says when brokers go and come back."""
+        if self._watch is None:
+            broker_away.install()
+            self._watch = asyncio.create_task(broker_away.watch(), name="broker-away")
         await self._ready()
 
     async def close(self) -> None:
+        if self._watch is not None:
+            self._watch.cancel()
         producer, self._producer = self._producer, None
         if producer is not None:
             await _stop(producer)

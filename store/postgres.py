@@ -8,7 +8,7 @@ from typing import TypeAlias
 import asyncpg
 from asyncpg.pool import PoolConnectionProxy
 
-from core.errors import Unavailable
+from core.errors import Misconfigured, Unavailable
 from core.settings import PostgresSettings
 
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record] | PoolConnectionProxy[asyncpg.Record]"
@@ -37,7 +37,7 @@ class Database:
         self._pool: asyncpg.Pool[asyncpg.Record] | None = None
 
     async def open(self) -> None:
-        """Raises Unavailable when Postgres cannot be reached."""
+        """Raises Unavailable when Postgres cannot be reached, Misconfigured when it does not let us in."""
         try:
             self._pool = await asyncpg.create_pool(
                 self._settings.database_url.get_secret_value(),
@@ -49,6 +49,8 @@ class Database:
             )
         except AWAY as error:
             raise Unavailable("postgres", str(error) or type(error).__name__) from error
+        except (asyncpg.PostgresError, ValueError) as error:
+            raise Misconfigured(f"DATABASE_URL: {error}") from error
 
     async def close(self, timeout: float = 5.0) -> None:
         if self._pool is None:

@@ -13,7 +13,7 @@ from faust import streams as faust_streams
 from faust.transport import conductor
 
 from core.errors import Misconfigured
-from streams import broker_log
+from store import broker_away
 from streams.consumer import SafeConsumer, install
 from streams.intake import Intake
 
@@ -62,7 +62,7 @@ def make_app(
     """
     _check_extensions()
     install()
-    broker_log.install()
+    broker_away.install()
     return App(
         group,
         broker=";".join(f"kafka://{address.strip()}" for address in bootstrap.split(",")),
@@ -116,12 +116,10 @@ async def run(app: App, intakes: Sequence[Intake], *, on_start: Hook | None = No
         asyncio.get_running_loop().add_signal_handler(number, signalled.set)
     if on_start is not None:
         await on_start()
-    watch = asyncio.create_task(broker_log.watch())
     try:
         ok = await _until_end(app, signalled)
         await _drain(app, intakes)
     finally:
-        watch.cancel()
         if on_stop is not None:
             await on_stop()
     return 0 if ok and not app.crashed else 1

@@ -5,6 +5,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from uuid import UUID
 
 import msgspec
 import structlog
@@ -16,8 +17,8 @@ from core.retry import RetryPolicy
 from core.templates import RenderFailed, compile_template
 from mailer.mime import CompiledMail, Envelope, Sender, compile_mail
 from mailer.pool import Connections
-from schemas.ids import BatchId, SendId
-from schemas.messages import decode_batch_pointer
+from schemas.ids import SendId
+from schemas.messages import BatchPointer, decode_batch_pointer
 from schemas.states import MailState, OnDoubt
 from store.batches import Batch, BatchEnd, Mail, claim_batch, mail_of_send, mark_tried, read_batch
 from store.limits import email_rates
@@ -51,7 +52,7 @@ class MailRoom:
     completer: Completer
     stopping: Callable[[], bool]
     retry: RetryPolicy = field(default_factory=RetryPolicy)
-    in_hand: dict[BatchId, InHand] = field(default_factory=dict)
+    in_hand: set[UUID] = field(default_factory=set)
     known: "OrderedDict[SendId, CompiledMail]" = field(default_factory=OrderedDict)
 
     @property
@@ -66,20 +67,26 @@ async def send_batch(record: Record, ack: Ack, room: MailRoom) -> None:
     pointer = decoded(decode_batch_pointer, record.value)
     if pointer.batch_id in room.in_hand:
         return
+    # Before the claim, which this incarnation may repeat: two copies of a pointer must not both have it.
+    room.in_hand.add(pointer.batch_id)
+    try:
+        end = await _claim_and_send(pointer, ack, room)
+    finally:
+        room.in_hand.discard(pointer.batch_id)
+    if end is not None:
+        await _announce(end, room)
+
+
+async def _claim_and_send(pointer: BatchPointer, ack: Ack, room: MailRoom) -> BatchEnd | None:
     worker = room.incarnations.current()
     async with room.use.database.connection() as connection:
         batch = await claim_batch(connection, pointer, worker.id)
     if batch is None:
-        return
-    hand = room.in_hand[batch.id] = InHand(batch, worker.id)
-    try:
-        ack()
-        closing = await _send(hand, worker, room)
-        end = await room.completer.close_batch(hand, closing)
-    finally:
-        del room.in_hand[batch.id]
-    if end is not None:
-        await _announce(end, room)
+        return None
+    ack()
+    hand = InHand(batch, worker.id)
+    closing = await _send(hand, worker, room)
+    return await room.completer.close_batch(hand, closing)
 
 
 async def _announce(end: BatchEnd, room: MailRoom) -> None:

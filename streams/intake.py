@@ -161,7 +161,9 @@ class Intake:
                 log.error("%s: failed after its work was safe", _name(delivery.record), exc_info=error)
                 return True
             if isinstance(error, TimeoutError):
-                log.warning("%s: given up: %s", _name(delivery.record), delivery.reason or "out of time")
+                # One line a rest: all slots wait for the same Postgres.
+                level = logging.DEBUG if self._resting_now else logging.WARNING
+                log.log(level, "%s: given up: %s", _name(delivery.record), delivery.reason or "out of time")
                 return False
             return await self._poison(delivery, error)
 
@@ -188,8 +190,12 @@ class Intake:
         self.poisoned += 1
         return True
 
+    @property
+    def _resting_now(self) -> bool:
+        return self._resting is not None and not self._resting.done()
+
     def _rest(self, source: Source) -> None:
-        if not self.closing and (self._resting is None or self._resting.done()):
+        if not self.closing and not self._resting_now:
             self._resting = asyncio.create_task(self._resume(source))
 
     async def _resume(self, source: Source) -> None:

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import asyncpg
+import httpx
 import pytest
 
 from core.settings import Settings, load
@@ -81,9 +82,13 @@ def with_kafka(environment: dict[str, str], kafka: Kafka) -> dict[str, str]:
 
 
 @pytest.fixture
-def with_sink(environment: dict[str, str], sink: Sink) -> dict[str, str]:
-    environment["SMTP_HOST"], environment["SMTP_PORT"] = sink.host, str(sink.port)
-    return environment
+def with_sink(with_kafka: dict[str, str], sink: Sink) -> Iterator[dict[str, str]]:
+    """The environment with Kafka and a sink that has nothing and behaves."""
+    httpx.post(f"{sink.control_url}/reset").raise_for_status()
+    httpx.post(f"{sink.control_url}/script", json={}).raise_for_status()
+    with_kafka |= {"SMTP_HOST": sink.host, "SMTP_PORT": str(sink.port), "SINK_URL": sink.control_url}
+    yield with_kafka
+    httpx.post(f"{sink.control_url}/script", json={}).raise_for_status()
 
 
 @pytest.fixture

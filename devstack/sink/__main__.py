@@ -11,7 +11,8 @@ import uvloop
 
 from devstack.sink.book import Book
 from devstack.sink.control import create_app
-from devstack.sink.session import Session, Sink
+from devstack.sink.dialogue import Sink
+from devstack.sink.session import Session
 
 
 def main() -> int:

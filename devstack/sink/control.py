@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator
 from fastapi import FastAPI, Query
 from fastapi.responses import StreamingResponse
 
+from devstack.sink.dialogue import Sink
 from devstack.sink.script import Play, Script
-from devstack.sink.session import Sink
 
 _BLOCK = 2000
 

@@ -12,13 +12,14 @@ import httpx
 import pytest
 
 from api.auth import KeyCache
+from api.companions import Companions
 from core.errors import Unauthenticated
 from core.settings import KafkaSettings, PostgresSettings, RedisSettings, Settings
 from devstack.ports import free_port
 from schemas.states import KeyScope
 from store.keys import create_key
 from store.postgres import Database
-from tests.integration.api_client import CSV, IMPORT, OWNER, PROGRESS, Api, leads_csv, running_api
+from tests.integration.api_client import CSV, IMPORT, OWNER, PROGRESS, Api, leads_csv, running_api, until
 
 
 @pytest.fixture
@@ -100,6 +101,23 @@ async def test_wrong_settings_stop_the_start_with_one_line() -> None:
     assert process.returncode == 1
     assert len(said.decode().splitlines()) == 1
     assert "API_PORT" in said.decode()
+
+
+async def test_workers_beside_the_api_are_started_again_and_stop_with_it(tmp_path: Path) -> None:
+    started = tmp_path / "started"
+    worker = f"import os, time\nopen({str(started)!r}, 'a').write(f'{{os.getpid()}}\\n')\ntime.sleep(60)"
+
+    def pids() -> list[int]:
+        return [int(line) for line in started.read_text().splitlines()] if started.exists() else []
+
+    companions = Companions([("-c", worker)], pause=0.01)
+    companions.start()
+    await until(lambda: len(pids()) == 1)
+    os.kill(pids()[0], signal.SIGKILL)
+    await until(lambda: len(pids()) == 2)
+    await companions.stop()
+    with pytest.raises(ProcessLookupError):
+        os.kill(pids()[1], 0)
 
 
 async def test_the_process_serves_until_it_is_told_to_stop(with_kafka: dict[str, str], tmp_path: Path) -> None:

@@ -69,7 +69,13 @@ async def _names(use: Resources) -> dict[str, str]:
 
 async def test_every_row_of_a_chunk_has_one_end(use: Resources) -> None:
     made = await _import(use.database)
-    cells = [["a@example.com", "A"], ["A@example.com", "later"], ["no address", "B"], ["c@example.com"], ["d@example.com", "D"]]
+    cells = [
+        ["a@example.com", "A"],
+        ["A@example.com", "later"],
+        ["no address", "B"],
+        ["c@example.com"],
+        ["d@example.com", "D"],
+    ]
     await store_chunk(_chunk(made, 0, 1, cells), use)
     assert await _counts(use, made[0]) == (1, 2, 1, 2)
     assert await _names(use) == {"a@example.com": "later", "d@example.com": "D"}

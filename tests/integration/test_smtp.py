@@ -2,14 +2,17 @@
 
 import asyncio
 import contextlib
+import socket
+import threading
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
 import pytest
+import uvloop
 from aiosmtpd.smtp import SMTP as SMTPServer
 
 from core.errors import Unavailable
@@ -349,9 +352,11 @@ async def test_a_connection_lost_after_the_dot_of_a_large_mail_is_in_doubt() -> 
 async def test_a_refusal_amid_a_large_content_is_a_refusal() -> None:
     class Impatient(ScriptedRelay):
         async def _say(self, verb: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> str:
+            if verb == "BODY":
+                await reader.readline()
             said = await super()._say(verb, reader, writer)
             if verb == "BODY":
-                await until(lambda: writer.transport.is_closing() or reader.at_eof())
+                await asyncio.Event().wait()
             return said
 
     relay = Impatient({"BODY": ["552 5.3.4 too big"]})
@@ -631,6 +636,52 @@ async def test_close_cuts_what_is_not_back_in_time() -> None:
 
 
 @pytest.mark.asyncio
+async def test_drop_cuts_all_connections_and_the_pool_goes_on_with_new_ones() -> None:
+    async with scripted({"CONTENT": ["250 OK", SILENCE]}) as (relay, where):
+        pool = Connections(settings(where.port, connections=2))
+
+        async def send() -> list[Delivery]:
+            async with pool.connection() as connection:
+                return await connection.send(mails(1))
+
+        async with pool.connection(), pool.connection():
+            pass
+        assert kinds(await send()) == [Accepted]
+        sending = asyncio.create_task(send())
+        await until(lambda: len(relay.contents) == 2)
+        pool.drop("the incarnation is over")
+        assert kinds(await asyncio.wait_for(sending, 5)) == [InDoubt]
+        await until(lambda: relay.ended == 2)
+        assert kinds(await send()) == [Accepted]
+        assert relay.greeted == 3
+        await pool.close(5)
+
+
+@pytest.mark.asyncio
+async def test_every_reply_finds_its_mail_however_quick_the_relay_is() -> None:
+    # In a thread of its own: in our loop it could not answer before we wait.
+    server = socket.create_server(("127.0.0.1", 0))
+    answering = threading.Thread(target=answer_at_once, args=(server,))
+    answering.start()
+    connection = await connect(settings(server.getsockname()[1]), Timeouts(dot=5))
+    found = await connection.send(mails(1000))
+    await connection.quit()
+    await asyncio.to_thread(answering.join)
+    assert Counter(kinds(found)) == {Accepted: 1000}
+
+
+def answer_at_once(server: socket.socket) -> None:
+    with server, server.accept()[0] as client, client.makefile("rb") as lines:
+        client.sendall(b"220 relay\r\n")
+        content = False
+        for line in lines:
+            if content and line != b".\r\n":
+                continue
+            content = line == b"DATA\r\n"
+            client.sendall(b"354 go\r\n" if content else b"250 OK\r\n")
+
+
+@pytest.mark.asyncio
 async def test_a_waiting_user_is_told_when_the_pool_closes() -> None:
     async with scripted() as (_, where):
         pool = Connections(where)
@@ -647,3 +698,21 @@ async def test_a_waiting_user_is_told_when_the_pool_closes() -> None:
         with pytest.raises(Unavailable):
             await waiting
         await closing
+
+
+@pytest.mark.parametrize(
+    "test",
+    [
+        test_a_group_arrives_and_a_refused_recipient_in_it_harms_no_other,
+        test_every_reply_finds_its_mail_however_quick_the_relay_is,
+        test_a_connection_lost_amid_the_content_is_lost_and_not_in_doubt,
+        test_a_connection_lost_after_the_dot_is_in_doubt,
+        test_a_connection_lost_after_the_dot_of_a_large_mail_is_in_doubt,
+        test_a_refusal_amid_a_large_content_is_a_refusal,
+        test_a_relay_that_takes_no_content_is_given_up_in_time_without_doubt,
+        test_close_cuts_what_is_not_back_in_time,
+    ],
+)
+def test_uvloop_makes_no_difference(test: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    # It writes at other moments than asyncio's own loop, and may read a quick reply before it runs a new task.
+    uvloop.run(test())

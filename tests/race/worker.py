@@ -38,6 +38,12 @@ async def main(options: argparse.Namespace) -> int:
         max_poll_records=MAX_POLL_RECORDS,
         commit_interval=0.5,
     )
+    # As short as a broker allows: a race waits for whoever was killed.
+    app.conf.broker_session_timeout, app.conf.broker_heartbeat_interval, app.conf.broker_rebalance_timeout = (
+        6.0,
+        2.0,
+        10.0,
+    )
     # Faust's default, below our rule: a full buffer in the middle of a fetch is one of the ways to lose the rest of it.
     app.conf.stream_buffer_maxsize = 4096
     if options.consumer == "stock":

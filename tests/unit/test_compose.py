@@ -16,7 +16,7 @@ OURS = {name: service for name, service in SERVICES.items() if "build" in servic
 
 def test_every_process_is_a_service() -> None:
     commands = {tuple(service["command"]) for service in OURS.values()}
-    assert {("python", *argv) for _, argv in PROCESSES} <= commands
+    assert {("python", *process.argv) for process in PROCESSES} <= commands
     assert {("python", "-m", "streams", "migrate"), ("python", "-m", "streams", "topics")} <= commands
 
 

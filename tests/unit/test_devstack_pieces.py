@@ -1,5 +1,6 @@
 """The smaller pieces: what a log tells, when something comes back, what an installation refuses."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from devstack.account import unprivileged
 from devstack.elsewhere import data_folder, forget, forget_below, place
 from devstack.errors import StartFailed
 from devstack.life import Comeback
+from devstack.once import run_all_once, run_once
 from devstack.server import telling_line
 
 
@@ -41,6 +43,16 @@ def test_what_died_comes_back_later_each_time(monkeypatch: pytest.MonkeyPatch) -
     assert pauses == [1, 2, 4, 8, 16, 30, 30]
     now += 61
     assert comeback.due() == (1, False)
+
+
+def test_a_one_off_command_answers_with_its_last_line_or_its_complaint() -> None:
+    assert run_once(["-c", "print('log'); print('the key')"], os.environ) == "the key"
+    with pytest.raises(StartFailed, match=r"`-c raise .*` failed: no schema$"):
+        run_once(["-c", "raise SystemExit('no schema')"], os.environ)
+    with pytest.raises(StartFailed, match="failed: no schema"):
+        run_all_once([["-c", ""], ["-c", "raise SystemExit('no schema')"]], os.environ)
+    with pytest.raises(StartFailed, match="did not end within 0 s"):
+        run_once(["-c", "import time; time.sleep(60)"], os.environ, timeout=0.2)
 
 
 def test_a_folder_that_nobody_cannot_reach_lies_elsewhere(tmp_path: Path) -> None:

@@ -1,11 +1,14 @@
-"""A broker that is away takes a few lines, and what else goes wrong is still said."""
+"""A broker that is away takes a few lines and a try a second, and what else goes wrong is still said."""
 
+import asyncio
 import logging
 
 import pytest
+from aiokafka.client import AIOKafkaClient
+from aiokafka.cluster import ClusterMetadata
 
-from streams import broker_log
-from streams.broker_log import BACK_AFTER, SAME_LINE_EVERY, BrokerLog
+from store import broker_away
+from store.broker_away import BACK_AFTER, SAME_LINE_EVERY, BrokerLog
 
 UNREACHABLE = "Unable to update metadata from %s"
 
@@ -50,6 +53,15 @@ def test_an_outage_is_said_at_its_begin_and_at_its_end(caplog: pytest.LogCapture
 
 
 def test_installing_twice_filters_once() -> None:
-    broker_log.install()
-    broker_log.install()
-    assert logging.getLogger("aiokafka").filters.count(broker_log._filter) == 1
+    broker_away.install()
+    broker_away.install()
+    assert logging.getLogger("aiokafka").filters.count(broker_away._filter) == 1
+
+
+async def test_a_failed_update_of_metadata_is_not_repeated_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    broker_away.install()
+    monkeypatch.setattr(broker_away, "PAUSE", 0.05)
+    client = AIOKafkaClient(bootstrap_servers="127.0.0.1:1")
+    started = asyncio.get_running_loop().time()
+    assert not await client._metadata_update(ClusterMetadata(), set())
+    assert asyncio.get_running_loop().time() - started >= 0.05

@@ -1,0 +1,267 @@
+"""A worker's way with a batch, on real servers: what arrives, what the ledger says, and what is left for others."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+import pytest
+
+from core.errors import Unavailable, Unusable
+from core.settings import load
+from devstack.audit import read_arrivals
+from mailer.pool import Connections
+from mailer.smtp import RelaySettings
+from schemas.ids import SendId
+from schemas.messages import BatchPointer, encode
+from schemas.states import OnDoubt
+from store.postgres import Connection
+from store.release import finish_sends, reopen_batches
+from store.sends import add_suppressions, pause_send
+from streams.completer import Completer
+from streams.emails import MailRoom, send_batch
+from streams.incarnation import Incarnations
+from streams.intake import Record
+from streams.resources import Resources, open_resources
+from tests.integration.ledger import USER, check_sums, new_send, release, states
+
+
+@dataclass
+class Worker:
+    """One worker process's inside, without Faust."""
+
+    use: Resources
+    room: MailRoom
+    acknowledged: list[bytes] = field(default_factory=list)
+    draining: bool = False
+
+    async def send(self, pointer: BatchPointer) -> None:
+        value = encode(pointer)
+        await send_batch(
+            Record("emails.batches", 0, 0, 0.0, b"", value, {}), lambda: self.acknowledged.append(value), self.room
+        )
+
+    async def send_all(self, pointers: list[BatchPointer]) -> None:
+        await asyncio.gather(*(self.send(pointer) for pointer in pointers))
+
+
+@asynccontextmanager
+async def _worker(environment: dict[str, str]) -> AsyncIterator[Worker]:
+    settings = load(environment)
+    async with open_resources(settings) as use:
+        sending = settings.sending
+        connections = Connections(RelaySettings(sending.smtp_host, sending.smtp_port, sending.smtp_helo_name, 4))
+        incarnations = Incarnations("emails", use.database, connections.drop)
+        completer = Completer(use.database)
+        await incarnations.beat()
+        room = MailRoom(use, incarnations, connections, completer, lambda: worker.draining)
+        worker = Worker(use, room)
+        writing = asyncio.create_task(completer.run())
+        yield worker
+        writing.cancel()
+        await connections.close(1)
+
+
+@pytest.fixture
+async def worker(with_sink: dict[str, str]) -> AsyncIterator[Worker]:
+    async with _worker(with_sink) as worker:
+        yield worker
+
+
+@asynccontextmanager
+async def _ledger(worker: Worker, send: SendId | None = None) -> AsyncIterator[Connection]:
+    async with worker.use.database.connection() as connection:
+        yield connection
+        if send is not None:
+            await check_sums(connection, send)
+
+
+def _script(environment: dict[str, str], **script: Any) -> None:
+    httpx.post(f"{environment['SINK_URL']}/script", json=script).raise_for_status()
+
+
+async def test_all_mails_of_a_batch_arrive_once(worker: Worker, with_sink: dict[str, str]) -> None:
+    async with _ledger(worker) as connection:
+        send = await new_send(connection, 230)
+        pointers = await release(connection, send, 230, 100)
+    await worker.send_all(pointers)
+    arrivals = read_arrivals(with_sink["SINK_URL"])
+    assert set(arrivals.mails) == {(send.hex, position) for position in range(230)}
+    assert arrivals.repeated == 0
+    assert len(worker.acknowledged) == 3
+    async with _ledger(worker, send) as connection:
+        assert await states(connection, send) == {"sent": 230}
+        assert await finish_sends(connection) == [send]
+        assert (
+            await connection.fetchval("SELECT count(*) FROM campaign_send_batches WHERE announced_at IS NOT NULL") == 3
+        )
+
+
+async def test_a_pointer_that_comes_twice_sends_nothing_twice(worker: Worker, with_sink: dict[str, str]) -> None:
+    async with _ledger(worker) as connection:
+        send = await new_send(connection, 50)
+        [pointer] = await release(connection, send, 50, 100)
+    await worker.send_all([pointer, pointer])
+    await worker.send(pointer)
+    assert read_arrivals(with_sink["SINK_URL"]).repeated == 0
+    async with _ledger(worker, send) as connection:
+        assert await states(connection, send) == {"sent": 50}
+
+
+async def test_who_was_suppressed_since_gets_no_mail(worker: Worker, with_sink: dict[str, str]) -> None:
+    async with _ledger(worker) as connection:
+        send = await new_send(connection, 5)
+        [pointer] = await release(connection, send, 5)
+        await add_suppressions(connection, USER, ["p2@example.com"], "unsubscribe", "test")
+    await worker.send(pointer)
+    assert (send.hex, 2) not in read_arrivals(with_sink["SINK_URL"]).mails
+    async with _ledger(worker, send) as connection:
+        assert await states(connection, send) == {"sent": 4, "suppressed": 1}
+
+
+async def test_refusals_are_outcomes_of_their_mail_alone(worker: Worker, with_sink: dict[str, str]) -> None:
+    _script(
+        with_sink,
+        rules=[
+            {"at": "rcpt", "match": "p1@*", "reply": "550 5.1.1 no such mailbox"},
+            {"at": "rcpt", "match": "p2@*", "reply": "451 4.2.0 try later"},
+            {"at": "end", "match": "p3@*", "reply": "554 5.6.0 not like this"},
+        ],
+    )
+    async with _ledger(worker) as connection:
+        send = await new_send(connection, 6)
+        [pointer] = await release(connection, send, 6)
+    await worker.send(pointer)
+    async with _ledger(worker, send) as connection:
+        assert await states(connection, send) == {"sent": 3, "bounced": 1, "deferred": 1, "failed": 1}
+        row = await connection.fetchrow(
+            "SELECT code, enhanced_code, reply, attempts FROM email_sends WHERE position = 1"
+        )
+        assert row is not None
+        assert (row["code"], row["enhanced_code"], row["attempts"]) == (550, "5.1.1", 1)
+        assert "no such mailbox" in row["reply"]
+
+
+@pytest.mark.parametrize(("on_doubt", "state"), [(OnDoubt.RESEND, "deferred"), (OnDoubt.SKIP, "unknown")])
+async def test_doubt_goes_by_the_sends_policy(
+    worker: Worker, with_sink: dict[str, str], on_doubt: OnDoubt, state: str
+) -> None:
+    _script(with_sink, rules=[{"at": "taken", "match": "p1@*", "drop": True}])
+    async with _ledger(worker) as connection:
+        send = await new_send(connection, 3, on_doubt=on_doubt)
+        [pointer] = await release(connection, send, 3)
+    await worker.send(pointer)
+    assert len(read_arrivals(with_sink["SINK_URL"]).mails) == 3
+    async with _ledger(worker, send) as connection:
+        assert await states(connection, send) == {"sent": 2, state: 1}
+
+
+async def test_a_relay_that_is_away_costs_no_attempt(with_sink: dict[str, str]) -> None:
+    async with _worker(with_sink | {"SMTP_PORT": "1"}) as worker:
+        async with _ledger(worker) as connection:
+            send = await new_send(connection, 10)
+            [pointer] = await release(connection, send, 10)
+        await worker.send(pointer)
+        async with _ledger(worker, send) as connection:
+            assert await states(connection, send) == {"queued": 10}
+            assert await connection.fetchval("SELECT max(attempts) FROM email_sends") == 0
+            assert await connection.fetchval("SELECT state FROM campaign_send_batches") == "returned"
+            assert await reopen_batches(connection, USER, 10) == []
+
+
+async def test_a_pause_stops_a_batch_on_its_way_and_a_resume_is_exact(
+    worker: Worker, with_sink: dict[str, str]
+) -> None:
+    _script(with_sink, delay=0.02)
+    async with _ledger(worker) as connection:
+        send = await new_send(connection, 100)
+        [pointer] = await release(connection, send, 100, 100)
+    sending = asyncio.create_task(worker.send(pointer))
+    while len(read_arrivals(with_sink["SINK_URL"]).mails) < 10:
+        await asyncio.sleep(0.01)
+    async with worker.use.database.transaction() as connection:
+        assert await pause_send(connection, USER, "spring") == send
+    await sending
+    arrived = len(read_arrivals(with_sink["SINK_URL"]).mails)
+    assert arrived < 100
+    async with _ledger(worker, send) as connection:
+        assert await states(connection, send) == {"sent": arrived, "queued": 100 - arrived}
+        await connection.execute("UPDATE campaign_sends SET state = 'running'")
+        [(again, _)] = await reopen_batches(connection, USER, 10)
+    await worker.send(again)
+    arrivals = read_arrivals(with_sink["SINK_URL"])
+    assert (len(arrivals.mails), arrivals.repeated) == (100, 0)
+
+
+async def test_a_worker_that_is_told_to_stop_returns_what_it_has_not_begun(worker: Worker) -> None:
+    async with _ledger(worker) as connection:
+        send = await new_send(connection, 10)
+        [pointer] = await release(connection, send, 10)
+    worker.draining = True
+    await worker.send(pointer)
+    async with _ledger(worker, send) as connection:
+        assert await states(connection, send) == {"queued": 10}
+        assert len(await reopen_batches(connection, USER, 10)) == 1
+
+
+async def test_an_incarnation_without_a_heartbeat_sends_nothing(
+    worker: Worker, with_sink: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with _ledger(worker) as connection:
+        send = await new_send(connection, 10)
+        [pointer] = await release(connection, send, 10)
+    life = worker.room.incarnations.current()
+    life.beat -= 11
+    with pytest.raises(Unavailable):
+        await worker.send(pointer)
+    assert worker.acknowledged == []
+    await worker.room.incarnations.beat()
+    assert worker.room.incarnations.current().id != life.id
+    await worker.send(pointer)
+    async with _ledger(worker, send) as connection:
+        assert await states(connection, send) == {"sent": 10}
+
+
+async def test_a_limited_user_waits_for_tokens_and_nobody_else_does(with_sink: dict[str, str]) -> None:
+    async with _worker(with_sink) as worker:
+        async with _ledger(worker) as connection:
+            await connection.execute("INSERT INTO user_limits VALUES ($1, 'email-sending', 100, 10)", USER)
+            send = await new_send(connection, 60)
+            pointers = await release(connection, send, 60, 20)
+        await worker.send_all(pointers)
+        times = read_arrivals(with_sink["SINK_URL"]).times
+        assert len(times) == 60
+        # 90 a second for bulk mail, from an empty bucket (Redis has just come up for this test's keys) or a burst of 9.
+        assert times[-1] - times[0] > 0.5
+        async with _ledger(worker, send) as connection:
+            assert await states(connection, send) == {"sent": 60}
+
+
+async def test_a_limit_that_is_far_away_defers_at_no_cost(with_sink: dict[str, str]) -> None:
+    async with _worker(with_sink) as worker:
+        async with _ledger(worker) as connection:
+            await connection.execute("INSERT INTO user_limits VALUES ($1, 'email-sending', 0.1, 1)", USER)
+            send = await new_send(connection, 5)
+            [pointer] = await release(connection, send, 5)
+        await worker.send(pointer)
+        async with _ledger(worker, send) as connection:
+            assert (await states(connection, send))["deferred"] >= 4
+            assert await connection.fetchval("SELECT max(attempts) FROM email_sends WHERE state = 'deferred'") == 0
+
+
+async def test_a_recipient_whose_mail_cannot_be_made_fails_alone(worker: Worker) -> None:
+    async with _ledger(worker) as connection:
+        send = await new_send(connection, 4)
+        await connection.execute('UPDATE campaign_sends SET template = \'{"subject": "Hi", "text": "{{ 10 // n }}"}\'')
+        await connection.execute("UPDATE email_sends SET variables = jsonb_build_object('n', position)")
+        [pointer] = await release(connection, send, 4)
+    await worker.send(pointer)
+    async with _ledger(worker, send) as connection:
+        assert await states(connection, send) == {"sent": 3, "failed": 1}
+
+
+async def test_what_is_no_pointer_is_a_dead_letter(worker: Worker) -> None:
+    with pytest.raises(Unusable):
+        await send_batch(Record("emails.batches", 0, 0, 0.0, b"", b"\x00", {}), lambda: None, worker.room)
