@@ -79,7 +79,8 @@ def decide(
             reply, state = Reply(0, None, f"connection lost: {reason}"), again
         case InDoubt(reason):
             reply = Reply(0, None, f"in doubt: {reason}")
-            state = again if on_doubt is OnDoubt.RESEND else MailState.UNKNOWN
+            # Not failed, when no attempt is left: it may well have arrived.
+            state = MailState.DEFERRED if on_doubt is OnDoubt.RESEND and delay is not None else MailState.UNKNOWN
         case NotBegun():
             return None
         case _:

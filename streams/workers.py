@@ -20,6 +20,9 @@ from streams.progress import ProgressView, count_progress
 from streams.resources import open_resources
 
 QUIT_WITHIN = 3.0
+CUT_AFTER = 15.0
+"""Seconds of a drain after which connections are cut: mails still on the wire then end as lost or in doubt, and their outcomes
+are written, before the drain's own time is over."""
 
 Starter = Callable[[Settings], Awaitable[int]]
 
@@ -56,6 +59,7 @@ async def run_emails(settings: Settings) -> int:
         stack.push_async_callback(incarnations.stop)
         await stack.enter_async_context(_beside(incarnations.run()))
         await stack.enter_async_context(_beside(completer.run()))
+        await stack.enter_async_context(_beside(_cut_late(connections, lambda: intake.closing)))
         room = MailRoom(use, incarnations, connections, completer, lambda: intake.closing)
 
         async def handle(record: Record, ack: Callable[[], None]) -> None:
@@ -114,6 +118,13 @@ def _agent(app: App, topic: Topic, settings: Settings, intake: Intake) -> None:
     @app.agent(_topic(app, topic, settings), name=topic.name)
     async def read(stream: Any) -> None:
         await intake.run(stream.noack().events(), app.consumer)
+
+
+async def _cut_late(connections: Connections, stopping: Callable[[], bool]) -> None:
+    while not stopping():
+        await asyncio.sleep(0.5)
+    await asyncio.sleep(CUT_AFTER)
+    connections.drop("the worker stops")
 
 
 @asynccontextmanager

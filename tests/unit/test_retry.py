@@ -77,10 +77,17 @@ def test_doubt_that_is_skipped_is_unknown_at_any_attempt(attempts: int) -> None:
     assert found == Outcome(7, MailState.UNKNOWN, None, None, "in doubt: reset", "mx.example:25", None, attempted=True)
 
 
-@pytest.mark.parametrize("delivery", [Refused(Reply(450, None, "x"), Stage.RCPT), Lost("x"), InDoubt("x")])
-def test_what_may_work_later_fails_when_there_is_no_later(delivery: Delivery) -> None:
+@pytest.mark.parametrize(
+    ("delivery", "end"),
+    [
+        (Refused(Reply(450, None, "x"), Stage.RCPT), MailState.FAILED),
+        (Lost("x"), MailState.FAILED),
+        (InDoubt("x"), MailState.UNKNOWN),
+    ],
+)
+def test_what_may_work_later_ends_when_there_is_no_later(delivery: Delivery, end: MailState) -> None:
     states = [found.state for n in range(6) if (found := outcome(delivery, attempts=n))]
-    assert states == [MailState.DEFERRED] * 4 + [MailState.FAILED] * 2
+    assert states == [MailState.DEFERRED] * 4 + [end] * 2
 
 
 @pytest.mark.parametrize(
