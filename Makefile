@@ -2,10 +2,10 @@
 PYTHON ?= python3
 PY := .venv/bin/python
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check fmt slow up down clean lock
+.PHONY: help install demo test check fmt slow bench-import up down clean lock
 
 help: ## this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /|/' | awk -F'|' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /|/' | awk -F'|' '{printf "  make %-13s %s\n", $$1, $$2}'
 
 install: ## .venv from the lock, and Kafka; nothing to do when both are there
 	@$(PYTHON) devstack/install.py
@@ -28,6 +28,9 @@ fmt: install ## format and sort imports
 
 slow: install ## what takes minutes: twenty starts of the consumer race
 	@$(PY) -m pytest -m slow
+
+bench-import: install ## 2,000,000 leads over HTTP beside one raw COPY; ROWS=… for fewer
+	@$(PY) -m bench.imports
 
 up: install ## leave everything running; prints addresses and a fresh API key
 	@$(PY) -m devstack up

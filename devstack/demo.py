@@ -1,7 +1,6 @@
 """The whole main job on real servers: import a CSV over HTTP, send to every stored lead, and count what arrived."""
 
 import asyncio
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -17,7 +16,8 @@ from rich.table import Table
 from devstack.audit import Arrivals, Ledger, count_ledger, over_limit, read_arrivals
 from devstack.errors import StartFailed
 from devstack.lock import InUse
-from devstack.processes import PROCESSES, Processes, full_environment
+from devstack.once import run_all_once, run_once
+from devstack.processes import BEFORE, PROCESSES, Processes, full_environment
 from devstack.sample import Sample, make_sample
 from devstack.stack import Stack
 
@@ -91,9 +91,8 @@ def _run(stack: Stack, console: Console) -> Counted:
         "LIMIT_EMAIL_SENDING_BURST": str(BURST),
     }
     environment = full_environment(stack, limits)
-    _once("migrate", environment)
-    _once("topics", environment)
-    key = _once("key", environment, "--scope", "user", "--user", USER, "--name", "demo")
+    run_all_once(BEFORE, environment)
+    key = run_once(("-m", "streams", "key", "--scope", "user", "--user", USER, "--name", "demo"), environment)
     with Processes(stack, PROCESSES, limits) as processes:
         client = httpx.Client(base_url=processes.api_url, headers={"Authorization": f"Bearer {key}"}, timeout=60)
         sample = make_sample(ROWS)
@@ -103,20 +102,6 @@ def _run(stack: Stack, console: Console) -> Counted:
     arrivals = read_arrivals(environment["SINK_URL"])
     ledger = asyncio.run(count_ledger(environment["DATABASE_URL"], USER))
     return Counted(sample, ledger, arrivals)
-
-
-def _once(command: str, environment: dict[str, str], *arguments: str) -> str:
-    """The last line a one-off command prints."""
-    done = subprocess.run(
-        [sys.executable, "-m", "streams", command, *arguments],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        raise DemoFailed((done.stderr.strip().splitlines() or [f"{command} failed"])[-1])
-    return done.stdout.strip().splitlines()[-1]
 
 
 def _progress(console: Console) -> Progress:

