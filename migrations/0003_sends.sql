@@ -12,6 +12,7 @@ CREATE TABLE campaign_sends (
   on_doubt         text NOT NULL DEFAULT 'resend' CHECK (on_doubt IN ('resend', 'skip')),
   template         jsonb NOT NULL,
   sender           jsonb NOT NULL,
+  hold             boolean NOT NULL DEFAULT false,  -- paused before it could run
   selection        jsonb,           -- which stored leads; null: recipients came in the body
   selected_until   text COLLATE "C",            -- materialiser's checkpoint: the last email_key taken
   recipients       integer NOT NULL DEFAULT 0,

@@ -134,10 +134,10 @@ async def add_recipients(
 
 async def start_send(connection: Connection, send_id: SendId, user_id: UserId) -> bool:
     """All recipients are there: release may begin. In the caller's transaction; False when it was not receiving."""
-    recipients = await connection.fetchval(SQL["start_send"], send_id, user_id)
-    if recipients is None:
+    row = await connection.fetchrow(SQL["start_send"], send_id, user_id)
+    if row is None:
         return False
-    await move_progress(connection, send_id, SendState.RUNNING, recipients)
+    await move_progress(connection, send_id, row["state"], row["recipients"])
     await wake_release(connection, user_id)
     return True
 
@@ -150,10 +150,11 @@ async def materialise_page(connection: Connection, send_id: SendId, limit: int) 
     row = await connection.fetchrow(SQL["materialise_page"], send_id, limit)
     if row is None:
         return False
-    if row["state"] == SendState.RUNNING:
-        await move_progress(connection, send_id, SendState.RUNNING, row["recipients"])
-        await wake_release(connection, row["user_id"])
-    return bool(row["state"] == SendState.RECEIVING)
+    if row["state"] == SendState.RECEIVING:
+        return True
+    await move_progress(connection, send_id, row["state"], row["recipients"])
+    await wake_release(connection, row["user_id"])
+    return False
 
 
 async def sends_to_materialise(connection: Connection, limit: int) -> list[SendId]:
@@ -194,20 +195,24 @@ async def send_counts(connection: Connection, send_id: SendId, user_id: UserId) 
 
 
 async def pause_send(connection: Connection, user_id: UserId, campaign_id: str) -> SendId | None:
-    """In the caller's transaction: the send stops, and batches nobody has claimed go back."""
-    send_id: SendId | None = await connection.fetchval(SQL["pause_send"], user_id, campaign_id)
-    if send_id is not None:
-        await connection.execute(SQL["return_released_batches"], send_id, user_id)
-        await move_progress(connection, send_id, SendState.PAUSED)
-    return send_id
+    """In the caller's transaction: the send stops, and batches nobody has claimed go back. One that still receives its
+    recipients stops when it has them.
+    """
+    row = await connection.fetchrow(SQL["pause_send"], user_id, campaign_id)
+    if row is None:
+        return None
+    await connection.execute(SQL["return_released_batches"], row["id"], user_id)
+    await move_progress(connection, row["id"], row["state"])
+    return SendId(row["id"])
 
 
 async def resume_send(connection: Connection, user_id: UserId, campaign_id: str) -> SendId | None:
-    send_id: SendId | None = await connection.fetchval(SQL["resume_send"], user_id, campaign_id)
-    if send_id is not None:
-        await move_progress(connection, send_id, SendState.RUNNING)
-        await wake_release(connection, user_id)
-    return send_id
+    row = await connection.fetchrow(SQL["resume_send"], user_id, campaign_id)
+    if row is None:
+        return None
+    await move_progress(connection, row["id"], row["state"])
+    await wake_release(connection, user_id)
+    return SendId(row["id"])
 
 
 async def cancel_send(connection: Connection, user_id: UserId, campaign_id: str) -> SendId | None:

@@ -149,31 +149,31 @@ async def cancel(user: User, use: Use, campaign_id: CampaignId) -> SendChanged:
     """What is sent is sent; everything else ends as cancelled."""
     async with use.database.transaction() as connection:
         changed = await cancel_send(connection, user, campaign_id)
-        return await _changed(connection, user, campaign_id, changed, SendState.CANCELLED)
+        return await _changed(connection, user, campaign_id, changed)
 
 
 @router.post("/pause")
 async def pause(user: User, use: Use, campaign_id: CampaignId) -> SendChanged:
-    """Nothing more is released; what is on the wire is finished."""
+    """Nothing more is released; what is on the wire is finished. A send that still receives its recipients goes on doing so,
+    and is paused then.
+    """
     async with use.database.transaction() as connection:
         changed = await pause_send(connection, user, campaign_id)
-        return await _changed(connection, user, campaign_id, changed, SendState.PAUSED)
+        return await _changed(connection, user, campaign_id, changed)
 
 
 @router.post("/resume")
 async def resume(user: User, use: Use, campaign_id: CampaignId) -> SendChanged:
     async with use.database.transaction() as connection:
         changed = await resume_send(connection, user, campaign_id)
-        return await _changed(connection, user, campaign_id, changed, SendState.RUNNING)
+        return await _changed(connection, user, campaign_id, changed)
 
 
-async def _changed(
-    connection: Connection, user: UserId, campaign_id: str, changed: SendId | None, state: SendState
-) -> SendChanged:
+async def _changed(connection: Connection, user: UserId, campaign_id: str, changed: SendId | None) -> SendChanged:
+    newest, *_ = await _sends(connection, user, campaign_id)
     if changed is None:
-        newest, *_ = await _sends(connection, user, campaign_id)
         raise Conflict(f"the newest send of the campaign is {newest.state}")
-    return SendChanged(send_id=changed, campaign_id=campaign_id, state=state)
+    return SendChanged(send_id=changed, campaign_id=campaign_id, state=newest.state)
 
 
 async def _sends(connection: Connection, user: UserId, campaign_id: str) -> list[Send]:

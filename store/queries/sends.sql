@@ -49,8 +49,8 @@ RETURNING s.recipients
 
 -- name: start_send
 -- All recipients are rows: release may begin.
-UPDATE campaign_sends SET state = 'running', progress_at = now()
-WHERE id = $1 AND user_id = $2 AND state = 'receiving' RETURNING recipients
+UPDATE campaign_sends SET state = CASE WHEN hold THEN 'paused' ELSE 'running' END, progress_at = now()
+WHERE id = $1 AND user_id = $2 AND state = 'receiving' RETURNING recipients, state
 
 -- name: materialise_page
 -- Stored leads become recipients, a page in key order. Rows and checkpoint move together; the last page starts the send.
@@ -79,7 +79,7 @@ WITH send AS (
 UPDATE campaign_sends s
 SET recipients = s.recipients + c.recipients, suppressed = s.suppressed + c.suppressed,
     selected_until = coalesce(c.last_key, s.selected_until), progress_at = now(),
-    state = CASE WHEN c.recipients < $2 THEN 'running' ELSE 'receiving' END
+    state = CASE WHEN c.recipients = $2 THEN 'receiving' WHEN s.hold THEN 'paused' ELSE 'running' END
 FROM send, counted c WHERE s.id = send.id
 RETURNING s.state, s.user_id, s.recipients
 
@@ -114,14 +114,17 @@ FROM campaign_sends s LEFT JOIN campaign_send_batches b ON b.send_id = s.id
 WHERE s.id = $1 AND s.user_id = $2 GROUP BY s.id
 
 -- name: pause_send
-UPDATE campaign_sends SET state = 'paused' WHERE user_id = $1 AND campaign_id = $2 AND state = 'running' RETURNING id
+-- One that still receives its recipients goes on receiving, and is paused when it has them.
+UPDATE campaign_sends SET hold = true, state = CASE WHEN state = 'running' THEN 'paused' ELSE state END
+WHERE user_id = $1 AND campaign_id = $2 AND state IN ('receiving', 'running') RETURNING id, state
 
 -- name: return_released_batches
 -- With a pause, in its transaction: batches nobody has claimed go back at once; a claimed one is returned by its worker.
 UPDATE campaign_send_batches SET state = 'returned' WHERE send_id = $1 AND user_id = $2 AND state = 'released'
 
 -- name: resume_send
-UPDATE campaign_sends SET state = 'running' WHERE user_id = $1 AND campaign_id = $2 AND state = 'paused' RETURNING id
+UPDATE campaign_sends SET hold = false, state = CASE WHEN state = 'paused' THEN 'running' ELSE state END
+WHERE user_id = $1 AND campaign_id = $2 AND (state = 'paused' OR state = 'receiving' AND hold) RETURNING id, state
 
 -- name: cancel_send
 UPDATE campaign_sends SET state = 'cancelled'

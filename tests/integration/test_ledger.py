@@ -210,6 +210,18 @@ async def test_pause_and_resume_are_exact(database: Database) -> None:
         await check_sums(connection, send)
 
 
+async def test_a_send_that_still_receives_is_paused_when_it_has_its_recipients(database: Database) -> None:
+    async with database.connection() as connection:
+        send = await new_send(connection, 5)
+        await connection.execute("UPDATE campaign_sends SET state = 'receiving'")
+        assert await pause_send(connection, USER, "spring") == send
+        assert await start_send(connection, send, USER)
+        assert await release(connection, send, 5) == []
+        assert await resume_send(connection, USER, "spring") == send
+        assert await resume_send(connection, USER, "spring") is None
+        assert len(await release(connection, send, 5)) == 1
+
+
 async def test_a_returned_batch_rests_as_long_as_it_was_told(database: Database) -> None:
     async with database.connection() as connection:
         send = await new_send(connection, 10)
