@@ -8,10 +8,10 @@ from fastapi import FastAPI
 from api import errors
 from api.document import Api
 from api.resources import open_resources
-from api.routes import health, imports, progress, sends
+from api.routes import health, imports, leads, progress, sends
 from core.settings import Settings
 
-ROUTERS = (imports.router, sends.router, progress.router, health.router)
+ROUTERS = (imports.router, leads.router, sends.router, progress.router, health.router)
 
 
 def create_app(settings: Settings) -> FastAPI:

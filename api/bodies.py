@@ -1,5 +1,7 @@
 """Request bodies that are read by ourselves, within a bound."""
 
+from collections.abc import AsyncIterator
+
 from starlette.requests import Request
 
 from core.errors import TooLarge
@@ -7,13 +9,21 @@ from core.errors import TooLarge
 
 async def read_body(request: Request, limit: int, way_round: str) -> bytes:
     """Raises TooLarge as soon as it is known that the body has more than `limit` bytes."""
-    refused = TooLarge(f"the body is larger than {limit // 2**20} MiB; {way_round}")
     length = request.headers.get("content-length", "")
     if length.isdecimal() and int(length) > limit:
-        raise refused
-    body = bytearray()
-    async for block in request.stream():
-        body += block
-        if len(body) > limit:
-            raise refused
-    return bytes(body)
+        raise _too_large(limit, way_round)
+    return await collect(request.stream(), limit, way_round)
+
+
+async def collect(body: AsyncIterator[bytes], limit: int, way_round: str) -> bytes:
+    """As read_body, of bytes that may have been packed."""
+    whole = bytearray()
+    async for block in body:
+        whole += block
+        if len(whole) > limit:
+            raise _too_large(limit, way_round)
+    return bytes(whole)
+
+
+def _too_large(limit: int, way_round: str) -> TooLarge:
+    return TooLarge(f"the body is larger than {limit // 2**20} MiB; {way_round}")

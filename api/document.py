@@ -5,10 +5,10 @@ from typing import Any
 from fastapi import FastAPI
 from pydantic import BaseModel
 
-from schemas.http import SendRequest
+from schemas.http import ErasureRequest, LeadBody, LeadPatch, LeadTagging, SendRequest
 
 REFERENCE = "#/components/schemas/{model}"
-READ_BY_ROUTES = (SendRequest,)
+READ_BY_ROUTES = (SendRequest, LeadBody, LeadPatch, LeadTagging, ErasureRequest)
 
 
 class Api(FastAPI):

@@ -31,11 +31,12 @@ class JsonRows(RowReader):
         lines = block.splitlines()
         for number, line in enumerate(lines, self._line):
             if line and not line.isspace():
-                self._rows.append((number, self._row(line)))
+                self._rows.append((number, self.row(line)))
         self._line += len(lines)
         return len(block)
 
-    def _row(self, line: bytes) -> dict[str, Any] | str:
+    def row(self, line: bytes) -> dict[str, Any] | str:
+        """One lead's JSON alone."""
         if len(line) >= self._record_max:
             return self._unreadable(line)
         try:

@@ -20,6 +20,7 @@ from msgspec import Struct
 from core.addresses import Refused, judge
 from core.errors import InvalidInput
 from schemas.messages import LeadChunk, Row
+from schemas.states import OnConflict
 
 NAME_MAX: Final = 200
 KEY_MAX: Final = 64
@@ -38,6 +39,7 @@ _control = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]").search
 _control_in_value = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]").search
 _unstorable = re.compile(r"[\x00\ud800-\udfff]")
 _encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder(dict[str, Any]).decode
 
 
 class CleanLead(Struct, frozen=True, gc=False):
@@ -131,7 +133,10 @@ def _columns_of(header: tuple[str, ...]) -> Columns | Fault:
 
 
 def clean_chunk(chunk: LeadChunk) -> CleanChunk:
-    """Of rows with the same address the last one stays. `lines` may be short: the row's number stands in."""
+    """Of rows with the same address the last one stays; to be merged, they become one, with the number of the last.
+
+    `lines` may be short: the row's number stands in.
+    """
     columns = _columns_of(tuple(chunk.columns))
     rejected: list[RejectedRow] = []
     leads: dict[str, CleanLead] = {}
@@ -139,7 +144,8 @@ def clean_chunk(chunk: LeadChunk) -> CleanChunk:
     for number, row in enumerate(chunk.rows, chunk.first_row):
         lead = _read(row, columns, number)
         if isinstance(lead, CleanLead):
-            leads[lead.email_key] = lead
+            before = leads.get(lead.email_key) if chunk.on_conflict is OnConflict.MERGE else None
+            leads[lead.email_key] = lead if before is None else merged(before, lead)
             accepted += 1
         else:
             rejected.append(reject(chunk, number, lead))
@@ -153,6 +159,12 @@ def clean_chunk(chunk: LeadChunk) -> CleanChunk:
         duplicates=accepted - len(ordered),
         rejected=rejected,
     )
+
+
+def merged(before: CleanLead, after: CleanLead) -> CleanLead:
+    """Field by field; an empty name is none. The rows of a chunk follow one another, so that one number does for all."""
+    attributes = _decode(before.attributes) | _decode(after.attributes)
+    return CleanLead(after.row, after.email_key, after.email, after.name or before.name, _encode(attributes).decode())
 
 
 def clean(row: Row, columns: Sequence[str] = (), line: int = 1, number: int = 1) -> CleanLead | RejectedRow:

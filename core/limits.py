@@ -1,4 +1,4 @@
-"""What a limit is, and which ones a mail must pass."""
+"""What a limit is, and which ones a mail or an import must pass."""
 
 from dataclasses import dataclass
 
@@ -37,3 +37,8 @@ def bulk_limits(user_id: UserId, rate: Rate | None, share: float) -> list[Limit]
         return []
     bulk = Rate(rate.per_second * share, max(1, int(rate.burst * share)))
     return [Limit(f"user:{user_id}", rate), Limit(f"user:{user_id}:bulk", bulk)]
+
+
+def import_limits(user_id: UserId, rate: Rate | None) -> list[Limit]:
+    """The limits of an import as such, whatever its size."""
+    return [] if rate is None else [Limit(f"leads-import:{user_id}", rate)]

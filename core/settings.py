@@ -51,6 +51,8 @@ class LimitSettings(_Group):
     rate_limit_enabled: bool = True
     limit_email_sending_rate: Annotated[float, Field(ge=0)] = 0
     limit_email_sending_burst: Annotated[int, Field(ge=1)] = 100
+    limit_leads_import_rate: Annotated[float, Field(ge=0)] = 0
+    limit_leads_import_burst: Annotated[int, Field(ge=1)] = 10
     limit_bulk_share: Annotated[float, Field(gt=0, le=1)] = 0.9
 
 
@@ -68,7 +70,7 @@ class SendSettings(_Group):
 
 
 class ProcessSettings(_Group):
-    queue_concurrency: Annotated[int, Field(ge=1, le=1000)] = 8
+    queue_concurrency: Annotated[int, Field(ge=1, le=1000)] = 16
     log_level: Annotated[str, Field(pattern="^(debug|info|warning|error)$")] = "info"
 
 

@@ -103,15 +103,38 @@ CREATE TABLE email_sends (
   PRIMARY KEY (send_id, position)   -- batches.sql: read_batch, write_outcomes
 ) PARTITION BY RANGE (send_id);
 CREATE INDEX email_sends_due ON email_sends (send_id, due_at) WHERE due_at IS NOT NULL;  -- release.sql: release_due, finish_sends
-CREATE INDEX email_sends_address ON email_sends (email_key, send_id);  -- sends.sql: add_recipients
+CREATE INDEX email_sends_address ON email_sends (email_key, send_id);  -- sends.sql: add_recipients; erasures.sql: erase_mails
 
 CREATE TABLE suppressions (
   user_id     text NOT NULL,      -- '' = for everybody
-  email_key   text COLLATE "C" NOT NULL,
-  reason      text NOT NULL CHECK (reason IN ('unsubscribe', 'complaint', 'bounce', 'manual')),
+  email_key   text COLLATE "C" NOT NULL,  -- or, of an erased address, its erased_key
+  reason      text NOT NULL CHECK (reason IN ('unsubscribe', 'complaint', 'bounce', 'manual', 'erased')),
   source      text NOT NULL DEFAULT '',
   created_at  timestamptz NOT NULL DEFAULT now(),
   PRIMARY KEY (user_id, email_key)
+);
+
+-- What stands for an erased address, of one user: nobody can tell whose it was, and the same address is known when it comes
+-- again. The key is the database's own, so that no process can have another one and write to somebody who was erased.
+CREATE TABLE privacy_key (
+  only_one  boolean PRIMARY KEY DEFAULT true CHECK (only_one),
+  key       bytea NOT NULL CHECK (length(key) = 32)
+);
+INSERT INTO privacy_key (key) VALUES (sha256(uuid_send(gen_random_uuid()) || uuid_send(gen_random_uuid())));
+
+-- Hashed twice, each time behind the key: RFC 2104's construction, without its padding, which a key of one length needs not.
+CREATE FUNCTION erased_key(key bytea, user_id text, email_key text) RETURNS text LANGUAGE sql IMMUTABLE
+RETURN 'erased:' || encode(sha256(key || sha256(key || convert_to(user_id || E'\n' || email_key, 'UTF8'))), 'hex');
+
+-- Proof that an address was erased. Where it has no end it broke off.
+CREATE TABLE erasures (
+  id            uuid PRIMARY KEY DEFAULT uuidv7(),
+  user_id       text NOT NULL,
+  address       text NOT NULL,  -- its erased_key
+  requested_by  uuid NOT NULL REFERENCES api_keys,
+  requested_at  timestamptz NOT NULL DEFAULT now(),
+  finished_at   timestamptz,
+  erased        jsonb           -- rows by table
 );
 
 -- Users with mails waiting. A release loop leases a user for a few seconds; `wakes` tells it that work came meanwhile.

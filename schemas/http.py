@@ -1,6 +1,7 @@
 """Bodies and answers of the HTTP API. Names are camelCase outside."""
 
 from datetime import datetime
+from enum import StrEnum
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
@@ -11,6 +12,10 @@ from schemas.states import ImportState, OnConflict, OnDoubt, OperationKind, Send
 
 SEND_MAX_BYTES = 32 * 1024 * 1024
 """Of the body of a campaign send. More recipients than fit: stored leads, by a selection."""
+
+IMPORT_JSON_MAX_BYTES = 32 * 1024 * 1024
+"""Of an import as one JSON object. CSV and NDJSON are streams of any length."""
+TAGS_MAX = 20
 
 NO_CONTROLS = r"^[^\x00-\x1f\x7f-\x9f]*$"
 IdText = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=NO_CONTROLS)]
@@ -38,6 +43,20 @@ class ErrorAnswer(_Http):
 # Imports
 
 
+class ImportOptions(_Http):
+    """In the query, as fields of a form before its file, or beside `leads` in JSON; each in one place."""
+
+    user_id: IdText | None = Field(None, description="Whose data. Needed with service and admin keys.")
+    on_conflict: OnConflict = Field(
+        OnConflict.REPLACE, description="Of an address that is stored: replace it, skip the row, or merge by fields."
+    )
+    tags: list[Tag] = Field([], max_length=TAGS_MAX, description="Of every lead that is stored.")
+    dry_run: bool = Field(False, description="Judge all rows, store nothing, create no import.")
+    delimiter: str | None = Field(None, description="Of CSV: comma, semicolon or tab; found out where it is not given.")
+    encoding: str | None = Field(None, description="Of CSV: utf-8 where neither this nor the type's charset says more.")
+    map: list[str] = Field([], description="Of CSV, `target=source`: what a column shall be called.")
+
+
 class ImportAccepted(_Http):
     import_id: UUID
     rows: int
@@ -52,6 +71,27 @@ class ImportCounts(_Http):
     duplicate: int
     rejected: int
     dead: int
+
+
+class RejectedLead(_Http):
+    """`line` is the row's first line in the upload, `content` the row as read, cut."""
+
+    row: int
+    line: int
+    field: str
+    code: str
+    reason: str
+    content: str
+
+
+class ImportTrial(_Http):
+    """A dry run. rows = stored + duplicate + rejected; `stored` as if nothing were stored yet."""
+
+    rows: int
+    stored: int
+    duplicate: int
+    rejected: int
+    first_rejected: list[RejectedLead]
 
 
 class RejectReason(_Http):
@@ -86,11 +126,18 @@ class ImportSummary(_Http):
 
 
 class ImportDetail(ImportSummary):
-    """`received_rows` says which rows an incomplete import has."""
+    """`received_rows` says which rows an incomplete import has; `batches` how many chunks are in which state.
+
+    `rate_per_second` is the average since the start; `eta_seconds` is null where it cannot be told.
+    """
 
     chunks_done: int
+    batches: dict[str, int]
     counts: ImportCounts
+    rate_per_second: float
+    eta_seconds: float | None
     rejected_by: list[RejectReason]
+    first_rejected: list[RejectedLead]
     received_rows: list[RowRange] | None = None
 
 
@@ -245,3 +292,146 @@ class Readiness(_Http):
 
     status: Literal["ok", "away"]
     dependencies: dict[str, Literal["ok", "away"]]
+
+
+# Leads
+
+LEAD_MAX_BYTES = 128 * 1024
+"""Of the body of one lead."""
+LEADS_NAMED_MAX = 1_000
+LEADS_NAMED_MAX_BYTES = 512 * 1024
+LEAD_TAGS_MAX = 100
+"""Of one lead, however they came together."""
+
+KeyText = Annotated[str, StringConstraints(min_length=1, max_length=320, pattern=NO_CONTROLS)]
+"""An address, or the begin of one."""
+Condition = Annotated[str, StringConstraints(min_length=1, max_length=2_100, pattern=r"^[^\x00]*$")]
+
+
+class LeadBody(_Http):
+    """A whole lead: what is left out is empty afterwards."""
+
+    name: str = ""
+    attributes: dict[str, Any] = {}
+    tags: list[Tag] = Field([], max_length=TAGS_MAX)
+
+
+class TagChange(_Http):
+    """`set` gives the lead these tags and no others; or some are added and removed."""
+
+    set: list[Tag] | None = Field(None, max_length=TAGS_MAX)
+    add: list[Tag] = Field([], max_length=TAGS_MAX)
+    remove: list[Tag] = Field([], max_length=TAGS_MAX)
+
+
+class LeadPatch(_Http):
+    """What is left out stays. Of the attributes those named are set; null removes one."""
+
+    name: str | None = None
+    attributes: dict[str, Any] | None = None
+    tags: TagChange | None = None
+
+
+class LeadAnswer(_Http):
+    email: str
+    name: str
+    attributes: dict[str, Any]
+    tags: list[str]
+    created_at: datetime
+    updated_at: datetime
+
+
+class LeadConditions(_Http):
+    """All of them hold. Fast are `email` and `emailPrefix`; with any other one leads are looked at one by one."""
+
+    email: KeyText | None = Field(None, description="Just this address.")
+    email_prefix: KeyText | None = Field(None, description="Addresses that begin so.")
+    name: LineText | None = Field(None, min_length=1, description="Names that hold this text, in any case.")
+    tags: list[Tag] = Field([], max_length=TAGS_MAX, description="Leads that have all of these.")
+    attributes: list[Condition] = Field(
+        [],
+        max_length=TAGS_MAX,
+        description="`key=value`: it has this value, as text; `key` alone: it has any.",
+    )
+    updated_since: datetime | None = Field(None, description="Stored or changed then or later.")
+    import_id: UUID | None = Field(None, description="Written last by this import.")
+
+
+class LeadQuery(LeadConditions):
+    user_id: IdText | None = Field(None, description="Whose data. Needed with service and admin keys.")
+    after: KeyText | None = Field(None, description="The `next` of the page before.")
+    limit: Annotated[int, Field(ge=1, le=500)] = 50
+
+
+class ExportFormat(StrEnum):
+    CSV = "csv"
+    NDJSON = "ndjson"
+
+
+class LeadExportQuery(LeadConditions):
+    user_id: IdText | None = Field(None, description="Whose data. Needed with service and admin keys.")
+    format: ExportFormat = ExportFormat.CSV
+    columns: list[Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=NO_CONTROLS)]] = Field(
+        [],
+        max_length=200,
+        description="Of CSV: attributes that get a column each. Without them all attributes are one column of JSON.",
+    )
+
+
+class LeadPage(_Http):
+    """By address. `next` is the `after` of the next page; null: this is the last one.
+
+    A page may have fewer leads than asked for, or none, and a `next`: then so many were looked at that it was time to answer.
+    """
+
+    leads: list[LeadAnswer]
+    next: str | None
+
+
+class LeadTagging(_Http):
+    """One of `emails` and `filter`; an empty filter is every lead."""
+
+    emails: list[str] | None = Field(None, max_length=LEADS_NAMED_MAX)
+    filter: LeadConditions | None = None
+    add: list[Tag] = Field([], max_length=TAGS_MAX)
+    remove: list[Tag] = Field([], max_length=TAGS_MAX)
+    after: KeyText | None = Field(None, description="With a filter: the `next` of the answer before.")
+
+
+class LeadsTagged(_Http):
+    """`leads` were meant, `changed` of them had other tags before, `full` have too many to get more.
+
+    `next`: the time was up before all were through. The same again with `after` goes on there.
+    """
+
+    leads: int
+    changed: int
+    full: int
+    next: str | None
+
+
+class ErasureRequest(_Http):
+    email: Annotated[str, StringConstraints(min_length=1, max_length=1_000)]
+
+
+class ErasedRows(_Http):
+    """`mails` keep their row, their place in the counts and how they ended, and nothing that tells whose they were."""
+
+    leads: int
+    mails: int
+    rejected_rows: int
+    dead_letters: int
+    suppressions: int
+    checkpoints: int
+
+
+class Erased(_Http):
+    """`mails_in_hand` were with a worker: it may be sending them just now. `imports_under_way` may bring the address back:
+    erase it again when they are done. `kept` says what cannot be erased.
+    """
+
+    erasure_id: UUID
+    erased: ErasedRows
+    mails_in_hand: int
+    imports_under_way: int
+    kept: list[str]

@@ -11,9 +11,13 @@ from schemas.states import OnConflict, OperationKind
 from schemas.topics import CHUNK_MAX_ROWS
 
 VERSION: Final = 1
+TAGS_MAX: Final = 20
 
 UserIdText = Annotated[str, Meta(min_length=1, max_length=200)]
+_NO_CONTROLS = r"^(?![\s\S]*[\x00-\x1f\x7f-\x9f])"
+"""Python's $ would let a line end pass."""
 Count = Annotated[int, Meta(ge=0)]
+Tag = Annotated[str, Meta(min_length=1, max_length=64, pattern=_NO_CONTROLS)]
 Row = list[str] | dict[str, Any] | str
 """A CSV row's cells; a JSON lead; or the text of a line that could not be read at all."""
 
@@ -71,6 +75,23 @@ class ProgressBlock(Struct, kw_only=True):
     seen: str
 
 
+class UpstreamLead(Struct, frozen=True, kw_only=True, rename="camel"):
+    """A lead as another system knows it: the whole of it. What is stored for the address is replaced, so that a field left
+    out, or null, is empty afterwards.
+
+    The record's key should be the user id, which keeps one user's records in order; `userId` decides whose lead it is. `id`
+    is the producer's own name for the person, and becomes the attribute `id`, unless `attributes` has one.
+    """
+
+    v: int = VERSION
+    user_id: Annotated[str, Meta(min_length=1, max_length=200, pattern=_NO_CONTROLS)]
+    email: str
+    name: str | None = None
+    attributes: dict[str, Any] | None = None
+    tags: Annotated[list[Tag], Meta(max_length=TAGS_MAX)] | None = None
+    id: str | int | None = None
+
+
 class UnknownVersion(ValueError):
     """A message whose `v` this program does not know."""
 
@@ -82,7 +103,10 @@ def encode(message: Struct) -> bytes:
     return _encoder.encode(message)
 
 
-M = TypeVar("M", LeadChunk, BatchPointer, ProgressEvent)
+KINDS: Final[tuple[type[Struct], ...]] = (LeadChunk, UpstreamLead, BatchPointer, ProgressEvent, ProgressBlock)
+"""Every message there is. `schemas.publish` writes down what they look like."""
+
+M = TypeVar("M", LeadChunk, UpstreamLead, BatchPointer, ProgressEvent)
 
 
 def _decoder(kind: type[M]) -> Callable[[bytes], M]:
@@ -99,5 +123,6 @@ def _decoder(kind: type[M]) -> Callable[[bytes], M]:
 
 
 decode_lead_chunk = _decoder(LeadChunk)
+decode_upstream_lead = _decoder(UpstreamLead)
 decode_batch_pointer = _decoder(BatchPointer)
 decode_progress_event = _decoder(ProgressEvent)

@@ -11,7 +11,8 @@ class ImportState(StrEnum):
     CANCELLED = "cancelled"
 
 
-IMPORT_FINAL = frozenset({ImportState.INCOMPLETE, ImportState.DONE, ImportState.CANCELLED})
+IMPORT_FINAL = frozenset({ImportState.DONE, ImportState.CANCELLED})
+"""An incomplete one has an end, too, but may be resumed."""
 
 
 class ChunkState(StrEnum):

@@ -14,7 +14,9 @@ DLQ_HEADROOM_BYTES = 64 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Topic:
-    """One topic. `partitions` None: as many as the deployment's setting says."""
+    """One topic. `partitions` None: as many as the deployment's setting says. `broker_time`: timestamps are the broker's,
+    and so never go back within a partition.
+    """
 
     name: str
     key: str
@@ -22,6 +24,7 @@ class Topic:
     retention: timedelta
     partitions: int | None = None
     compacted: bool = False
+    broker_time: bool = False
     max_bytes: int = RECORD_MAX_BYTES
     read_by: str = field(default="", compare=False)
 
@@ -35,6 +38,14 @@ LEADS_CHUNKS = Topic(
     key="import id + chunk number",
     message="LeadChunk",
     retention=timedelta(days=14),
+    read_by="worker leads",
+)
+LEADS_UPSTREAM = Topic(
+    name="leads.upstream",
+    key="user id",
+    message="UpstreamLead",
+    retention=timedelta(days=14),
+    broker_time=True,
     read_by="worker leads",
 )
 EMAILS_BATCHES = Topic(
@@ -51,7 +62,7 @@ PROGRESS_EVENTS = Topic(
     retention=timedelta(days=7),
     read_by="worker progress",
 )
-SOURCES = (LEADS_CHUNKS, EMAILS_BATCHES, PROGRESS_EVENTS)
+SOURCES = (LEADS_CHUNKS, LEADS_UPSTREAM, EMAILS_BATCHES, PROGRESS_EVENTS)
 
 PROGRESS_TABLE = "progress"
 PROGRESS_CHANGELOG = "-progress-changelog"

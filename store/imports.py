@@ -7,9 +7,9 @@ from typing import Any
 from uuid import UUID
 
 from schemas.ids import ImportId, UserId
-from schemas.states import ChunkState, ImportState, OnConflict
+from schemas.states import ChunkState, ImportState, OnConflict, OperationKind
 from store.postgres import Connection
-from store.progress import move_progress
+from store.progress import move_progress, reopen_progress
 from store.queries import SQL
 
 
@@ -74,6 +74,14 @@ class ChunkEnd:
 
 
 @dataclass(frozen=True, slots=True)
+class OpenChunks:
+    """Of a user: how many are published and not stored, as far as they were counted. `low` moves while workers do."""
+
+    chunks: int
+    low: int
+
+
+@dataclass(frozen=True, slots=True)
 class ChunkOrigin:
     """What a worker needs to know of a chunk's import."""
 
@@ -81,6 +89,7 @@ class ChunkOrigin:
     origin_seq: int
     oldest_seq: int
     tags: list[str]
+    chunks: int | None
 
 
 async def create_import(
@@ -91,14 +100,34 @@ async def create_import(
     return None if row is None else (row["id"], row["origin_seq"])
 
 
-async def import_of_key(connection: Connection, user_id: UserId, idempotency_key: str) -> ImportId | None:
+async def import_of_key(connection: Connection, user_id: UserId, idempotency_key: str) -> Import | None:
     """The import an idempotency key made."""
-    import_id: ImportId | None = await connection.fetchval(SQL["import_of_key"], user_id, idempotency_key)
-    return import_id
+    row = await connection.fetchrow(SQL["import_of_key"], user_id, idempotency_key)
+    return None if row is None else _import(row)
 
 
-async def add_chunks(connection: Connection, import_id: ImportId, chunks: Sequence[ChunkRow]) -> None:
-    await connection.execute(
+async def resume_import(
+    connection: Connection, user_id: UserId, idempotency_key: str, on_conflict: OnConflict, tags: Sequence[str]
+) -> Import | None:
+    """The import the key made, receiving again; None when it is not under way, or was made with other options."""
+    row = await connection.fetchrow(SQL["resume_import"], user_id, idempotency_key, on_conflict, tags)
+    if row is None:
+        return None
+    await reopen_progress(connection, row["id"], user_id, OperationKind.IMPORT, ImportState.RECEIVING)
+    return _import(row)
+
+
+async def chunk_hashes(
+    connection: Connection, import_id: ImportId, user_id: UserId, first: int, behind: int
+) -> dict[int, bytes]:
+    """By number, of the chunks that are there, from `first` up to and without `behind`."""
+    rows = await connection.fetch(SQL["chunk_hashes"], import_id, user_id, first, behind)
+    return {row["number"]: row["content_hash"] for row in rows}
+
+
+async def add_chunks(connection: Connection, import_id: ImportId, chunks: Sequence[ChunkRow]) -> int:
+    """Nothing happens when the import is not receiving. How many numbers were taken by chunks that hold something else."""
+    others: int = await connection.fetchval(
         SQL["add_chunks"],
         import_id,
         [chunk.number for chunk in chunks],
@@ -106,10 +135,20 @@ async def add_chunks(connection: Connection, import_id: ImportId, chunks: Sequen
         [chunk.rows for chunk in chunks],
         [chunk.content_hash for chunk in chunks],
     )
+    return others
+
+
+async def open_chunks(connection: Connection, user_id: UserId, limit: int) -> OpenChunks:
+    """Over all of the user's imports under way; counted up to `limit`."""
+    row = await connection.fetchrow(SQL["open_chunks"], user_id, limit)
+    assert row is not None  # an aggregate always gives a row
+    return OpenChunks(row["chunks"], row["low"])
 
 
 async def receive_import(connection: Connection, import_id: ImportId, chunks: int, rows: int) -> None:
-    """The upload is complete, with so many chunks and rows; its progress has a total from here on."""
+    """The upload is complete, with so many chunks and rows; its progress has a total from here on. Nothing happens when it
+    is not receiving, or has chunks beyond these.
+    """
     if await connection.fetchval(SQL["receive_import"], import_id, chunks, rows) is not None:
         await move_progress(connection, import_id, ImportState.RECEIVED, rows)
 
@@ -146,6 +185,12 @@ async def import_counts(connection: Connection, import_id: ImportId, user_id: Us
     return ImportCounts(**dict(row))
 
 
+async def import_batches(connection: Connection, import_id: ImportId, user_id: UserId) -> dict[ChunkState, int]:
+    """How many batch rows are in which state."""
+    rows = await connection.fetch(SQL["import_batches"], import_id, user_id)
+    return {ChunkState(row["state"]): row["batches"] for row in rows}
+
+
 async def reject_reasons(connection: Connection, import_id: ImportId, user_id: UserId) -> list[dict[str, Any]]:
     """Rejected rows by field and code: how many, the first one and its reason."""
     return [dict(row) for row in await connection.fetch(SQL["reject_reasons"], import_id, user_id)]
@@ -170,14 +215,16 @@ async def cancel_import(connection: Connection, import_id: ImportId, user_id: Us
 
 async def claim_chunk(
     connection: Connection, import_id: ImportId, user_id: UserId, chunk: ChunkRow
-) -> tuple[ChunkEnd, bool]:
+) -> tuple[ChunkEnd, bool] | None:
     """Locks the chunk's row until the end of the transaction, made where it was missing; what it has ended as, where it
-    has, and whether that was announced.
+    has, and whether that was announced. None when the row is of a chunk that holds something else.
     """
     row = await connection.fetchrow(
         SQL["claim_chunk"], import_id, chunk.number, chunk.first_row, chunk.rows, chunk.content_hash
     )
     assert row is not None  # inserted or updated
+    if row["content_hash"] != chunk.content_hash:
+        return None
     end = ChunkEnd(
         import_id,
         chunk.number,
@@ -195,7 +242,7 @@ async def import_of_chunk(connection: Connection, import_id: ImportId, user_id: 
     row = await connection.fetchrow(SQL["import_of_chunk"], import_id, user_id)
     if row is None:
         return None
-    return ChunkOrigin(ImportState(row["state"]), row["origin_seq"], row["oldest_seq"], row["tags"])
+    return ChunkOrigin(ImportState(row["state"]), row["origin_seq"], row["oldest_seq"], row["tags"], row["chunks"])
 
 
 async def finish_chunk(connection: Connection, end: ChunkEnd) -> None:
@@ -204,8 +251,9 @@ async def finish_chunk(connection: Connection, end: ChunkEnd) -> None:
     )
 
 
-async def mark_chunk_announced(connection: Connection, import_id: ImportId, number: int) -> None:
-    await connection.execute(SQL["mark_chunk_announced"], import_id, number)
+async def mark_chunks_announced(connection: Connection, chunks: Sequence[tuple[ImportId, int]]) -> None:
+    """Chunks by import and number."""
+    await connection.execute(SQL["mark_chunks_announced"], [one for one, _ in chunks], [number for _, number in chunks])
 
 
 async def unannounced_chunks(connection: Connection, limit: int) -> list[ChunkEnd]:
@@ -216,6 +264,14 @@ async def unannounced_chunks(connection: Connection, limit: int) -> list[ChunkEn
 async def finish_import(connection: Connection, import_id: ImportId) -> bool:
     """Whether this call ended the import."""
     return await connection.fetchval(SQL["finish_import"], import_id) is not None
+
+
+async def lock_ended_import(
+    connection: Connection, import_id: ImportId, user_id: UserId
+) -> tuple[ImportState, int | None] | None:
+    """State and rows; until the end of the transaction it stays as it is. None when it has not ended, or was resumed."""
+    row = await connection.fetchrow(SQL["lock_ended_import"], import_id, user_id)
+    return None if row is None else (ImportState(row["state"]), row["rows"])
 
 
 async def unfinished_imports(connection: Connection, limit: int) -> list[ImportId]:

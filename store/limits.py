@@ -67,5 +67,14 @@ async def email_rates(
     return rates
 
 
+async def import_rate(connection: Connection, settings: LimitSettings, user_id: UserId) -> Rate | None:
+    """A user's `leads-import` limit: their own, or the default; None where there is none."""
+    if not settings.rate_limit_enabled:
+        return None
+    for row in await connection.fetch(SQL["user_limits"], [user_id], "leads-import"):
+        return _rate(row["rate"], row["burst"])
+    return _rate(settings.limit_leads_import_rate, settings.limit_leads_import_burst)
+
+
 def _rate(per_second: float, burst: int) -> Rate | None:
     return Rate(per_second, burst) if per_second > 0 else None

@@ -35,6 +35,13 @@ async def start_progress(
     await connection.execute(SQL["start_progress"], operation_id, user_id, kind, state)
 
 
+async def reopen_progress(
+    connection: Connection, operation_id: UUID, user_id: UserId, kind: OperationKind, state: str
+) -> None:
+    """An operation goes on that may have ended."""
+    await connection.execute(SQL["reopen_progress"], operation_id, user_id, kind, state)
+
+
 async def move_progress(connection: Connection, operation_id: UUID, state: str, total: int | None = None) -> None:
     await connection.execute(SQL["move_progress"], operation_id, state, total)
 

@@ -47,6 +47,7 @@ def _new(topic: Topic, settings: KafkaSettings) -> NewTopic:
         "max.message.bytes": str(topic.max_bytes),
         "cleanup.policy": "compact" if topic.compacted else "delete",
         "min.insync.replicas": str(min(2, replicas)),
+        "message.timestamp.type": "LogAppendTime" if topic.broker_time else "CreateTime",
     }
     if not topic.compacted:
         configs["retention.ms"] = str(int(topic.retention.total_seconds() * 1000))

@@ -15,7 +15,7 @@ from faust.transport import conductor
 from core.errors import Misconfigured
 from store import broker_away
 from streams.consumer import SafeConsumer, install
-from streams.intake import Intake
+from streams.intake import Handlers
 
 log = logging.getLogger(__name__)
 
@@ -23,19 +23,25 @@ DRAIN_FOR = 20.0
 """Seconds handlers have to finish after SIGTERM. With LEAVE_FOR it is less than the 30 s an orchestrator waits."""
 LEAVE_FOR = 5.0
 """Seconds to commit, leave the group and close connections."""
-RECORDS_OF_CHUNKS = 20
-RECORDS_OF_POINTERS = 500
+FETCH = 500
+"""Records of one fetch at most. Of each partition it brings 1 MiB, or one record that is larger."""
+CHUNKS_AHEAD = 20
+"""Chunks of a partition that may be buffered when more are fetched: they are memory."""
 
 Hook = Callable[[], Awaitable[None]]
 
 
 class App(faust.App):
-    """Says when it is ready, and leaves no directory behind."""
+    """Says when it is ready, and leaves no directory behind.
+
+    `ask_at`, by topic: with as many records of a partition in flight, more are fetched. Otherwise half of what may be.
+    """
 
     consumer: SafeConsumer
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.ready_file: Path | None = None
+        self.ask_at: dict[str, int] = {}
         super().__init__(*args, **kwargs)
 
     async def on_first_start(self) -> None:
@@ -52,13 +58,13 @@ def make_app(
     *,
     bootstrap: str,
     partitions: int,
-    max_poll_records: int = RECORDS_OF_POINTERS,
+    max_poll_records: int = FETCH,
     commit_interval: float = 1.0,
 ) -> App:
     """An app that is a member of `group`. To be made inside the event loop that will run it.
 
     `bootstrap` is "host:port,host:port". `partitions` is how many this process may be given, over all source topics.
-    `max_poll_records` bounds what is buffered: RECORDS_OF_POINTERS for small records, RECORDS_OF_CHUNKS for large.
+    Of each, two fetches of `max_poll_records` are buffered at most, and less where `ask_at` of its topic says so.
     """
     _check_extensions()
     install()
@@ -103,7 +109,9 @@ def raw_topic(app: App, name: str, partitions: int) -> Any:
     )
 
 
-async def run(app: App, intakes: Sequence[Intake], *, on_start: Hook | None = None, on_stop: Hook | None = None) -> int:
+async def run(
+    app: App, intakes: Sequence[Handlers[Any]], *, on_start: Hook | None = None, on_stop: Hook | None = None
+) -> int:
     """Runs the app until SIGTERM or SIGINT and returns 0, or until it breaks and returns 1.
 
     `on_start` is through before the first record comes, `on_stop` begins after the last handler ended. READY_FILE names
@@ -139,7 +147,7 @@ async def _until_end(app: App, signalled: asyncio.Event) -> bool:
     return signalled.is_set() and not failed
 
 
-async def _drain(app: App, intakes: Sequence[Intake]) -> None:
+async def _drain(app: App, intakes: Sequence[Handlers[Any]]) -> None:
     log.info("draining")
     app.consumer.stop_taking()
     # A crashed app has lost its place in the group: what handlers finish now will be repeated anyway.

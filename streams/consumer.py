@@ -75,9 +75,11 @@ class SafeConsumer(driver.Consumer):
         self._freed = asyncio.Event()
         self._stalls: StallCheck[TP] = StallCheck(ORPHAN_PATIENCE)
         poll = self.app.conf.broker_max_poll_records or BACKLOG
-        # Two fetches' worth, so that records are buffered, but never megabytes of chunks.
-        self._backlog = min(BACKLOG, 2 * poll)
-        self._poll = min(poll, self._backlog)
+        # Two fetches' worth, so that records are buffered.
+        backlog = min(BACKLOG, 2 * poll)
+        self._ask_at = backlog - min(poll, backlog)
+        app: Any = self.app
+        self._ask_at_of: Mapping[str, int] = app.ask_at
 
     def ack(self, message: Message) -> bool:
         """The record is finished. Without effect when it was delivered in an earlier assignment: it is read again."""
@@ -106,6 +108,11 @@ class SafeConsumer(driver.Consumer):
     def holds(self, message: Message) -> bool:
         """Whether the record's partition is held, so that it must be given up too instead of overtaking."""
         return message.tp in self._held
+
+    def in_turn(self, messages: Sequence[Message]) -> tuple[int, int]:
+        """Start and stop of those, of one partition, that come next there: everything before them is finished."""
+        mark = self._marks.get(messages[0].tp)
+        return (0, 0) if mark is None else mark.in_turn([(message.offset, message) for message in messages])
 
     def resume(self) -> None:
         """Held partitions are read again from their watermark."""
@@ -161,7 +168,7 @@ class SafeConsumer(driver.Consumer):
         mark = self._marks.get(tp)
         if mark is None or self._placing or not self._taking or tp in self._held:
             return False
-        return mark.backlog + self._poll <= self._backlog
+        return mark.backlog <= self._ask_at_of.get(tp.topic, self._ask_at)
 
     def _note(self, tp: TP, records: Sequence[Any]) -> None:
         """Takes note of one read of the log, before Faust may drop parts of it: the only proof of what the log holds."""

@@ -1,7 +1,7 @@
 """Records nobody can use: to the topic's DLQ, and from there into `dead_letters`."""
 
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeAlias, TypeVar
 
 import msgspec
 import structlog
@@ -21,6 +21,8 @@ from streams.resources import Resources
 log = structlog.get_logger(__name__)
 
 Message = TypeVar("Message")
+Dead: TypeAlias = tuple[Received, Exception]
+Bury: TypeAlias = Callable[[Sequence[Dead]], Awaitable[None]]
 
 
 def decoded(decode: Callable[[bytes], Message], value: bytes | None) -> Message:
@@ -37,17 +39,31 @@ def decoded(decode: Callable[[bytes], Message], value: bytes | None) -> Message:
 
 def to_dlq(topic: Topic, group: str, use: Resources) -> Poison:
     """What an intake does with a record whose handler raised: the original bytes go to the DLQ, with the reason."""
-    dlq = next(one for one in DLQS if one.name == topic.dlq)
+    bury = all_to_dlq(topic, group, use)
 
     async def publish(record: Received, error: Exception) -> None:
-        log.warning(
-            "dead letter",
-            topic=record.topic,
-            partition=record.partition,
-            offset=record.offset,
-            error=str(error),
-            exc_info=None if isinstance(error, Unusable) else error,
-        )
+        await bury([(record, error)])
+
+    return publish
+
+
+def all_to_dlq(topic: Topic, group: str, use: Resources) -> Bury:
+    """As to_dlq, for any number of records, each with its own reason. Returns when the broker has them."""
+    dlq = next(one for one in DLQS if one.name == topic.dlq)
+
+    async def publish(dead: Sequence[Dead]) -> None:
+        for record, error in dead:
+            log.warning(
+                "dead letter",
+                topic=record.topic,
+                partition=record.partition,
+                offset=record.offset,
+                error=str(error),
+                exc_info=None if isinstance(error, Unusable) else error,
+            )
+        await use.producer.publish([_letter(record, error) for record, error in dead])
+
+    def _letter(record: Received, error: Exception) -> Record:
         why = describe(
             error,
             topic=record.topic,
@@ -57,7 +73,7 @@ def to_dlq(topic: Topic, group: str, use: Resources) -> Poison:
             group=group,
             before=record.headers,
         )
-        await use.producer.publish([Record(dlq, record.key, record.value, why)])
+        return Record(dlq, record.key, record.value, why)
 
     return publish
 

@@ -22,7 +22,6 @@ from schemas.messages import BatchPointer, decode_batch_pointer
 from schemas.states import MailState, OnDoubt
 from store.batches import Batch, BatchEnd, Mail, claim_batch, mail_of_send, mark_tried, read_batch
 from store.limits import email_rates
-from streams.announce import announce_batches
 from streams.completer import Closing, Completer, End, InHand, Return, Verdict
 from streams.dead_letters import decoded
 from streams.incarnation import Incarnation, Incarnations
@@ -91,7 +90,7 @@ async def _claim_and_send(pointer: BatchPointer, ack: Ack, room: MailRoom) -> Ba
 
 async def _announce(end: BatchEnd, room: MailRoom) -> None:
     try:
-        await announce_batches([end], room.use)
+        await room.use.announcer.announce(end)
     except Unavailable as error:
         log.info("a batch is announced later", batch=str(end.id), error=str(error))
 

@@ -3,9 +3,9 @@
 import asyncio
 import logging
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 from core.errors import Unavailable
 
@@ -32,6 +32,9 @@ class Record:
     value: bytes | None
     headers: Mapping[str, bytes]
 
+    def __str__(self) -> str:
+        return f"{self.topic}[{self.partition}] at {self.offset}"
+
 
 class Event(Protocol):
     """What Faust hands out: `key`, `value`, `headers` decoded as asked for, `message` with the rest."""
@@ -55,17 +58,18 @@ class Source(Protocol):
 Ack = Callable[[], None]
 Handle = Callable[[Record, Ack], Awaitable[None]]
 Poison = Callable[[Record, Exception], Awaitable[None]]
+Given = TypeVar("Given")
 
 
-class _Delivery:
-    """One event on its way through a handler."""
+class Delivery(Generic[Given]):
+    """What a handler is given, and the events it is made of, on its way."""
 
-    __slots__ = ("_event", "_source", "limit", "reason", "record", "safe")
+    __slots__ = ("_events", "_source", "given", "limit", "reason", "safe")
 
-    def __init__(self, event: Event, source: Source) -> None:
-        self._event = event
+    def __init__(self, given: Given, events: Sequence[Event], source: Source) -> None:
+        self.given = given
+        self._events = events
         self._source = source
-        self.record = record_of(event)
         self.limit: asyncio.Timeout | None = None
         self.reason: Exception | None = None
         self.safe = False
@@ -74,26 +78,34 @@ class _Delivery:
         if self.safe:
             return
         self.safe = True
-        self._event.ack()
+        for event in self._events:
+            event.ack()
         # From here on the record is not in flight, and its handler may take as long as it likes.
         if self.limit is not None and not self.limit.expired():
             self.limit.reschedule(None)
 
     def give_up(self) -> None:
-        self._source.give_up(self._event.message)
+        for event in self._events:
+            self._source.give_up(event.message)
 
 
-class Intake:
-    """Runs `handle(record, ack)` for up to `limit` records at a time, and acknowledges those it returns from.
+class Handlers(Generic[Given]):
+    """Runs `handle(given, ack)` for up to `limit` deliveries at a time, and acknowledges those it returns from.
 
     A handler may call `ack` itself as soon as its work is safe, and go on; it keeps its slot. Unavailable and
-    TimeoutError mean try again, for TRY_FOR seconds in all; then the record is given up, and its partition rests.
-    Whatever else is raised goes to `on_poison`, and when that is through the record is acknowledged. After `ack`
+    TimeoutError mean try again, for TRY_FOR seconds in all; then the delivery is given up, and its partition rests.
+    Whatever else is raised goes to `on_poison`, and when that is through the delivery is acknowledged. After `ack`
     nothing is tried again. A handler that is out of time sees CancelledError.
     """
 
     def __init__(
-        self, handle: Handle, on_poison: Poison, *, limit: int, try_for: float = TRY_FOR, hold: float = HOLD
+        self,
+        handle: Callable[[Given, Ack], Awaitable[None]],
+        on_poison: Callable[[Given, Exception], Awaitable[None]],
+        *,
+        limit: int,
+        try_for: float = TRY_FOR,
+        hold: float = HOLD,
     ) -> None:
         self.handled = self.poisoned = self.given_up = self.failed_late = 0
         self._handle = handle
@@ -109,19 +121,6 @@ class Intake:
     def at_work(self) -> int:
         return len(self._at_work)
 
-    async def run(self, events: AsyncIterator[Event], source: Source) -> None:
-        """The body of an agent: `await intake.run(stream.noack().events(), app.consumer)`."""
-        async for event in events:
-            await self._slots.acquire()
-            if self.closing or source.holds(event.message):
-                self._slots.release()
-                if not self.closing:
-                    source.give_up(event.message)
-                continue
-            task = asyncio.create_task(self._work(_Delivery(event, source), source))
-            self._at_work.add(task)
-            task.add_done_callback(self._at_work.discard)
-
     async def drain(self, timeout: float) -> bool:
         """Takes nothing more and waits for the handlers. False when some had to be cancelled in the end."""
         self.closing = True
@@ -136,7 +135,13 @@ class Intake:
             await asyncio.wait(late, timeout=LAST_WORDS)
         return not late
 
-    async def _work(self, delivery: _Delivery, source: Source) -> None:
+    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._at_work.add(task)
+        task.add_done_callback(self._at_work.discard)
+
+    async def _work(self, delivery: Delivery[Given], source: Source) -> None:
+        """Releases the slot that the caller has taken."""
         through = False
         try:
             through = await self._handled(delivery)
@@ -147,8 +152,8 @@ class Intake:
                 self.given_up += 1
                 self._rest(source)
 
-    async def _handled(self, delivery: _Delivery) -> bool:
-        """Whether the record is finished. False: to be given up, with the reason logged."""
+    async def _handled(self, delivery: Delivery[Given]) -> bool:
+        """Whether the delivery is finished. False: to be given up, with the reason logged."""
         try:
             async with asyncio.timeout(self._try_for) as delivery.limit:
                 await self._try(delivery)
@@ -158,20 +163,20 @@ class Intake:
         except Exception as error:
             if delivery.safe:
                 self.failed_late += 1
-                log.error("%s: failed after its work was safe", _name(delivery.record), exc_info=error)
+                log.error("%s: failed after its work was safe", delivery.given, exc_info=error)
                 return True
             if isinstance(error, TimeoutError):
                 # One line a rest: all slots wait for the same Postgres.
                 level = logging.DEBUG if self._resting_now else logging.WARNING
-                log.log(level, "%s: given up: %s", _name(delivery.record), delivery.reason or "out of time")
+                log.log(level, "%s: given up: %s", delivery.given, delivery.reason or "out of time")
                 return False
             return await self._poison(delivery, error)
 
-    async def _try(self, delivery: _Delivery) -> None:
+    async def _try(self, delivery: Delivery[Given]) -> None:
         pause = FIRST_PAUSE
         while True:
             try:
-                return await self._handle(delivery.record, delivery.ack)
+                return await self._handle(delivery.given, delivery.ack)
             except (Unavailable, TimeoutError) as error:
                 if delivery.safe:
                     raise
@@ -179,13 +184,13 @@ class Intake:
             await asyncio.sleep(pause * random.uniform(0.5, 1))
             pause = min(2 * pause, LONGEST_PAUSE)
 
-    async def _poison(self, delivery: _Delivery, error: Exception) -> bool:
+    async def _poison(self, delivery: Delivery[Given], error: Exception) -> bool:
         try:
             async with asyncio.timeout(self._try_for) as delivery.limit:
-                await self._on_poison(delivery.record, error)
+                await self._on_poison(delivery.given, error)
                 delivery.ack()
         except Exception as failure:
-            log.error("%s: given up, it is poison and that could not be told", _name(delivery.record), exc_info=failure)
+            log.error("%s: given up, it is poison and that could not be told", delivery.given, exc_info=failure)
             return False
         self.poisoned += 1
         return True
@@ -203,6 +208,21 @@ class Intake:
         source.resume()
 
 
+class Intake(Handlers[Record]):
+    """Handlers of records one by one, in no order."""
+
+    async def run(self, events: AsyncIterator[Event], source: Source) -> None:
+        """The body of an agent: `await intake.run(stream.noack().events(), app.consumer)`."""
+        async for event in events:
+            await self._slots.acquire()
+            if self.closing or source.holds(event.message):
+                self._slots.release()
+                if not self.closing:
+                    source.give_up(event.message)
+                continue
+            self._begin(self._work(Delivery(record_of(event), (event,), source), source))
+
+
 def record_of(event: Event) -> Record:
     message = event.message
     return Record(
@@ -214,7 +234,3 @@ def record_of(event: Event) -> Record:
         value=event.value,
         headers=dict(event.headers or {}),
     )
-
-
-def _name(record: Record) -> str:
-    return f"{record.topic}[{record.partition}] at {record.offset}"

@@ -10,16 +10,17 @@ from core.errors import Unusable
 from core.leads import CleanChunk, Fault, RejectedRow, clean_chunk, reject
 from schemas.ids import ImportId, UserId
 from schemas.messages import LeadChunk, decode_lead_chunk
-from schemas.states import ChunkState, FailedStage, ImportState
+from schemas.states import ChunkState, FailedStage, ImportState, OnConflict
 from store.imports import ChunkEnd, ChunkOrigin, ChunkRow, claim_chunk, finish_chunk, import_of_chunk
-from store.leads import add_rejects, upsert_leads
+from store.leads import add_rejects, merge_leads, skip_leads, upsert_leads
 from store.postgres import Connection
-from streams.announce import announce_chunk
 from streams.dead_letters import decoded
 from streams.intake import Record
 from streams.resources import Resources
 
 log = structlog.get_logger(__name__)
+
+WRITES = {OnConflict.REPLACE: upsert_leads, OnConflict.SKIP: skip_leads, OnConflict.MERGE: merge_leads}
 
 Write = Callable[[Connection, LeadChunk, CleanChunk, ChunkOrigin], Awaitable[tuple[int, list[RejectedRow]]]]
 
@@ -36,7 +37,7 @@ async def store_chunk(record: Record, use: Resources) -> None:
         log.warning("rows refused", import_id=str(chunk.import_id), chunk=chunk.number, error=str(error))
         end = await _store(chunk, clean, _write_by_halves, use)
     if end is not None:
-        await announce_chunk(end, use)
+        await use.announcer.announce(end)
 
 
 async def _store(chunk: LeadChunk, clean: CleanChunk, write: Write, use: Resources) -> ChunkEnd | None:
@@ -47,7 +48,15 @@ async def _store(chunk: LeadChunk, clean: CleanChunk, write: Write, use: Resourc
         origin = await import_of_chunk(connection, import_id, user_id)
         if origin is None:
             raise Unusable(FailedStage.VALIDATE, "unknown_import", f"there is no import {import_id} of this user")
-        end, announced = await claim_chunk(connection, import_id, user_id, row)
+        if origin.chunks is not None and chunk.number >= origin.chunks:
+            log.warning("a chunk beyond its import", import_id=str(import_id), chunk=chunk.number)
+            return None
+        claimed = await claim_chunk(connection, import_id, user_id, row)
+        if claimed is None:
+            # Two uploads with one key and two bodies: the one that came second has been told.
+            log.warning("a chunk of another upload", import_id=str(import_id), chunk=chunk.number)
+            return None
+        end, announced = claimed
         if end.state is ChunkState.PUBLISHED:
             end = await _end(connection, chunk, clean, write, origin)
             await finish_chunk(connection, end)
@@ -111,6 +120,6 @@ async def _write_by_halves(
 
 
 async def _upsert(connection: Connection, chunk: LeadChunk, clean: CleanChunk, part: slice, origin: ChunkOrigin) -> int:
-    return await upsert_leads(
+    return await WRITES[chunk.on_conflict](
         connection, UserId(chunk.user_id), origin.tags, clean, part, origin.origin_seq, origin.oldest_seq
     )

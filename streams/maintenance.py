@@ -17,9 +17,9 @@ from store.batches import unannounced_batches
 from store.imports import (
     finish_import,
     import_counts,
+    lock_ended_import,
     mark_dead_chunks,
     mark_stalled_imports,
-    read_import,
     unannounced_chunks,
     unfinished_imports,
 )
@@ -37,7 +37,6 @@ from store.sends import (
     sends_to_materialise,
 )
 from store.workers import fence_silent_workers, rescue_batches
-from streams.announce import announce_batches, announce_chunk
 from streams.release import publish_pointers
 from streams.resources import Resources
 
@@ -127,9 +126,11 @@ async def settle(use: Resources, operation_id: UUID, user_id: UserId, kind: Oper
     """Writes an ended operation's progress for good."""
     async with use.database.transaction() as connection:
         if kind is OperationKind.IMPORT:
-            ended = await read_import(connection, ImportId(operation_id), user_id)
+            ended = await lock_ended_import(connection, ImportId(operation_id), user_id)
+            if ended is None:
+                return
             rows = await import_counts(connection, ImportId(operation_id), user_id)
-            state, total, counts = (ended.state if ended else ""), (ended.rows if ended else None), rows.ends()
+            state, total, counts = str(ended[0]), ended[1], rows.ends()
         else:
             send = await read_send(connection, SendId(operation_id), user_id)
             mails = await send_counts(connection, SendId(operation_id), user_id)
@@ -181,9 +182,7 @@ async def announce(use: Resources) -> None:
     async with use.database.connection() as connection:
         chunks = await unannounced_chunks(connection, MANY)
         batches = await unannounced_batches(connection, MANY)
-    for chunk in chunks:
-        await announce_chunk(chunk, use)
-    await announce_batches(batches, use)
+    await use.announcer.announce_all([*chunks, *batches])
 
 
 async def republish(use: Resources) -> None:

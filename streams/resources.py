@@ -12,6 +12,7 @@ from store.limits import Limiter
 from store.live import LiveProgress
 from store.postgres import Database
 from store.redis import connect
+from streams.announce import Announcer
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +23,7 @@ class Resources:
     redis: Redis
     limiter: Limiter
     live: LiveProgress
+    announcer: Announcer
 
 
 @asynccontextmanager
@@ -32,7 +34,15 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
     try:
         await database.open()
         await producer.open()
-        yield Resources(settings, database, producer, redis, Limiter(redis, prefix), LiveProgress(redis, prefix))
+        yield Resources(
+            settings,
+            database,
+            producer,
+            redis,
+            Limiter(redis, prefix),
+            LiveProgress(redis, prefix),
+            Announcer(producer, database),
+        )
     finally:
         await producer.close()
         await database.close()

@@ -84,6 +84,23 @@ class Watermark(Generic[Record]):
         self._advance()
         return True
 
+    def in_turn(self, records: Sequence[tuple[int, Record]]) -> tuple[int, int]:
+        """Start and stop of those that are next: from the first unfinished one on, without a gap. What an earlier assignment
+        delivered may stand before them. Equal numbers: none is.
+        """
+        flying = self._flying
+        start = 0
+        while start < len(records) and flying.get(records[start][0]) is not records[start][1]:
+            start += 1
+        stop, at = start, self.low
+        for offset, record in records[start:]:
+            while at in self._holes:
+                at = self._holes[at]
+            if offset != at or flying.get(offset) is not record:
+                break
+            stop, at = stop + 1, at + 1
+        return start, stop
+
     def give_up(self, offset: int, record: Record) -> bool:
         """Makes an orphan of a record in flight. False when it is not in flight here."""
         if self._flying.get(offset) is not record:

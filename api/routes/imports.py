@@ -3,15 +3,19 @@
 import csv
 import io
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 from typing import Annotated, Any
 from uuid import UUID
 
-from fastapi import APIRouter, Header, Query, Request
+from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
-from api.depends import After, IdempotencyKey, Limit, Use, User
+from api.auth import user_of
+from api.depends import After, Caller, IdempotencyKey, Limit, Use, User
+from api.limits import admit_import
 from api.resources import Resources
-from api.rows import ACCEPTED, read_rows, row_reader
+from api.rows import ACCEPTED, open_body
+from api.trial import try_rows
 from api.uploads import receive
 from core.errors import Conflict, NotFound
 from schemas.http import (
@@ -19,17 +23,20 @@ from schemas.http import (
     ImportCancelled,
     ImportCounts,
     ImportDetail,
+    ImportOptions,
     ImportPage,
     ImportSummary,
+    ImportTrial,
+    RejectedLead,
     RejectReason,
     RowRange,
-    Tag,
 )
 from schemas.ids import ImportId, UserId
-from schemas.states import ImportState
+from schemas.states import ChunkState, ImportState, KeyScope
 from store.imports import (
     Import,
     cancel_import,
+    import_batches,
     import_counts,
     list_imports,
     list_rejects,
@@ -40,7 +47,7 @@ from store.imports import (
 from store.postgres import Connection
 
 REJECTS_PAGE = 1_000
-TAGS_MAX = 20
+FIRST_REJECTED = 20
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 REJECTED_COLUMNS = ("row", "line", "field", "code", "reason", "content")
 
@@ -50,25 +57,33 @@ ImportIdQuery = Annotated[UUID, Query(alias="importId")]
 BODY = {"requestBody": {"required": True, "content": {kind: {"schema": {"type": "string"}} for kind in ACCEPTED}}}
 
 
-@router.post("", status_code=202, openapi_extra=BODY)
+@router.post("", status_code=202, openapi_extra=BODY, responses={200: {"model": ImportTrial}})
 async def start(
     request: Request,
-    user: User,
+    response: Response,
+    key: Caller,
     use: Use,
+    query: Annotated[ImportOptions, Query()],
     content_type: Annotated[str, Header(include_in_schema=False)] = "",
     content_encoding: Annotated[str, Header(description="gzip, or nothing.")] = "",
-    delimiter: Annotated[str | None, Query(description="Of CSV; found out where it is not given.")] = None,
-    encoding: Annotated[str | None, Query(description="Of CSV; utf-8 where it is not given.")] = None,
-    mapping: Annotated[
-        list[str] | None, Query(alias="map", description="Of CSV, `name:column`: what a column shall be called.")
-    ] = None,
-    tags: Annotated[list[Tag] | None, Query(max_length=TAGS_MAX, description="Of every lead that is stored.")] = None,
     idempotency_key: IdempotencyKey = None,
-) -> ImportAccepted:
-    """CSV with a header, or NDJSON, of any length. Answers when the broker has all of it."""
-    reader = row_reader(content_type, delimiter, encoding, mapping or [])
-    rows = read_rows(request.stream(), reader, content_encoding)
-    return await receive(rows, reader, use, user, idempotency_key, tags or [])
+) -> ImportAccepted | ImportTrial:
+    """CSV with a header, or NDJSON, of any length, gzip or not, as the body or as the file of a form; or `{"leads": […]}`.
+
+    Answers when the broker has all of it. The same again with the same Idempotency-Key completes what broke off.
+    """
+    # Whoever is known before the body is judged before the body.
+    known = user_of(key, query.user_id) if key.scope is KeyScope.USER or query.user_id is not None else None
+    if known is not None:
+        await admit_import(use, known)
+    incoming = await open_body(request, query, content_type, content_encoding)
+    user = user_of(key, incoming.options.user_id)
+    if known is None:
+        await admit_import(use, user)
+    if incoming.options.dry_run:
+        response.status_code = 200
+        return await try_rows(incoming, user)
+    return await receive(incoming, use, user, idempotency_key)
 
 
 @router.get("")
@@ -142,18 +157,34 @@ async def _found(connection: Connection, import_id: UUID, user: UserId) -> Impor
 
 async def _detail(connection: Connection, found: Import) -> ImportDetail:
     counts = await import_counts(connection, found.id, found.user_id)
+    batches = await import_batches(connection, found.id, found.user_id)
     reasons = await reject_reasons(connection, found.id, found.user_id)
+    rejects = await list_rejects(connection, found.id, found.user_id, 0, FIRST_REJECTED)
     ranges = None
     if found.state is ImportState.INCOMPLETE:
         there = await received_rows(connection, found.id, found.user_id)
         ranges = [RowRange(first=first, last=last) for first, last in there]
+    done = sum(counts.ends().values())
+    rate = _rate(found, counts.last_at, done)
+    moving = found.state is ImportState.RECEIVED and found.rows is not None and rate > 0
     return ImportDetail(
         **_summary(found),
         chunks_done=counts.chunks_done,
+        batches={state: batches.get(state, 0) for state in ChunkState},
         counts=ImportCounts(**counts.ends()),
+        rate_per_second=round(rate, 2),
+        eta_seconds=round(max(0, (found.rows or 0) - done) / rate, 1) if moving else None,
         rejected_by=[RejectReason(**reason) for reason in reasons],
+        first_rejected=[RejectedLead(**reject) for reject in rejects],
         received_rows=ranges,
     )
+
+
+def _rate(found: Import, last_at: datetime | None, done: int) -> float:
+    """Rows a second from the begin until now, or until the last one was stored."""
+    until = datetime.now(UTC) if found.ended_at is None else last_at or found.ended_at
+    seconds = (until - found.created_at).total_seconds()
+    return done / seconds if seconds > 0 else 0.0
 
 
 def _summary(one: Import) -> dict[str, Any]:

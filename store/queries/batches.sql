@@ -12,10 +12,11 @@ RETURNING b.id, b.send_id, b.user_id, b.number, b.epoch, b.first_position, b.end
 SELECT template, sender FROM campaign_sends WHERE id = $1 AND user_id = $2
 
 -- name: read_batch
--- A batch's mails that are still to do, by the primary key; `stopped`: must not be written to any more.
+-- A batch's mails that are still to do, by the primary key; `stopped`: must not be written to any more, which an erased
+-- mail, without its address, never may.
 SELECT m.position, m.recipient_id, m.email, m.name, m.variables, m.attempts,
-       EXISTS (SELECT FROM suppressions x
-               WHERE x.user_id IN ($2, '') AND x.email_key = m.email_key) AS stopped
+       m.email = '' OR EXISTS (SELECT FROM suppressions x, privacy_key k
+               WHERE x.user_id IN ($2, '') AND x.email_key IN (m.email_key, erased_key(k.key, $2, m.email_key))) AS stopped
 FROM email_sends m
 WHERE m.send_id = $1 AND m.user_id = $2 AND m.position >= $3 AND m.position < $4 AND m.state = 'queued'
 ORDER BY m.position
@@ -23,8 +24,8 @@ ORDER BY m.position
 -- name: read_positions
 -- As read_batch, for a batch of deferred mails.
 SELECT m.position, m.recipient_id, m.email, m.name, m.variables, m.attempts,
-       EXISTS (SELECT FROM suppressions x
-               WHERE x.user_id IN ($2, '') AND x.email_key = m.email_key) AS stopped
+       m.email = '' OR EXISTS (SELECT FROM suppressions x, privacy_key k
+               WHERE x.user_id IN ($2, '') AND x.email_key IN (m.email_key, erased_key(k.key, $2, m.email_key))) AS stopped
 FROM email_sends m
 WHERE m.send_id = $1 AND m.user_id = $2 AND m.position = ANY ($3::integer[]) AND m.state = 'queued'
 ORDER BY m.position
@@ -49,7 +50,8 @@ ORDER BY b.id FOR UPDATE OF b
 
 -- name: write_outcomes
 -- One send's outcomes and the counts on their batches. A mail that has an end already keeps it and is not counted.
--- The attempt before this one goes to the history.
+-- The attempt before this one goes to the history. Of a mail that was erased meanwhile the reply is not kept: it may say whose
+-- it was.
 WITH given AS (
   SELECT * FROM unnest($2::uuid[], $3::integer[], $4::text[], $5::boolean[], $6::smallint[], $7::text[], $8::text[],
                        $9::text[], $10::double precision[])
@@ -57,7 +59,7 @@ WITH given AS (
 ), written AS (
   UPDATE email_sends m
   SET state = g.state, attempts = m.attempts + g.attempted::integer, code = g.code, enhanced_code = g.enhanced_code,
-      reply = nullif(g.reply, ''), relay = nullif(g.relay, ''),
+      reply = CASE WHEN m.email <> '' THEN nullif(g.reply, '') END, relay = nullif(g.relay, ''),
       due_at = CASE WHEN g.delay IS NOT NULL THEN now() + make_interval(secs => g.delay) END,
       outcome_at = now(),
       history = CASE WHEN m.reply IS NULL THEN m.history ELSE

@@ -2,6 +2,12 @@
 INSERT INTO progress_tracking (operation_id, user_id, kind, state, started_at) VALUES ($1, $2, $3, $4, now())
 ON CONFLICT (operation_id) DO NOTHING
 
+-- name: reopen_progress
+-- Primary key. An operation goes on after its end; its row may have been deleted since.
+INSERT INTO progress_tracking AS p (operation_id, user_id, kind, state, started_at) VALUES ($1, $2, $3, $4, now())
+ON CONFLICT (operation_id) DO UPDATE SET state = excluded.state, ended_at = NULL, updated_at = now()
+WHERE p.user_id = excluded.user_id
+
 -- name: move_progress
 -- An operation has come to another state; $3 is its total where that is known now.
 UPDATE progress_tracking SET state = $2, total = coalesce($3, total), updated_at = now()

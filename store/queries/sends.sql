@@ -30,8 +30,9 @@ WITH send AS (
       WHEN given.email_key = '' THEN 'invalid'
       WHEN given.occurrence > 1 OR EXISTS (
         SELECT FROM email_sends e WHERE e.send_id = $1 AND e.email_key = given.email_key) THEN 'duplicate'
-      WHEN EXISTS (SELECT FROM suppressions x
-                   WHERE x.user_id IN (send.user_id, '') AND x.email_key = given.email_key) THEN 'suppressed'
+      WHEN EXISTS (SELECT FROM suppressions x, privacy_key k
+                   WHERE x.user_id IN (send.user_id, '')
+                     AND x.email_key IN (given.email_key, erased_key(k.key, send.user_id, given.email_key))) THEN 'suppressed'
       ELSE 'queued' END AS state) AS judged
   RETURNING state
 ), counted AS (
@@ -68,8 +69,9 @@ WITH send AS (
   SELECT send.id, page.position, send.user_id, page.email, page.email_key, page.name, page.attributes,
          CASE WHEN stopped THEN 'suppressed' ELSE 'queued' END, CASE WHEN stopped THEN now() END
   FROM send, page, LATERAL (
-    SELECT EXISTS (SELECT FROM suppressions x
-                   WHERE x.user_id IN (send.user_id, '') AND x.email_key = page.email_key) AS stopped) AS judged
+    SELECT EXISTS (SELECT FROM suppressions x, privacy_key k
+                   WHERE x.user_id IN (send.user_id, '')
+                     AND x.email_key IN (page.email_key, erased_key(k.key, send.user_id, page.email_key))) AS stopped) AS judged
   RETURNING state, email_key
 ), counted AS (
   SELECT count(*)::integer AS recipients, count(*) FILTER (WHERE state = 'suppressed')::integer AS suppressed,

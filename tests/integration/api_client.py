@@ -19,6 +19,7 @@ from store.postgres import Connection
 
 OWNER, STRANGER = UserId("owner"), UserId("stranger")
 IMPORT, SEND, PROGRESS = "/api/queue/leads/import", "/api/queue/campaigns/send", "/api/queue/progress"
+LEADS = "/api/queue/leads"
 CSV, NDJSON = {"Content-Type": "text/csv"}, {"Content-Type": "application/x-ndjson"}
 
 

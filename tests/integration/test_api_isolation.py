@@ -17,6 +17,7 @@ from store.leads import add_rejects
 from tests.integration.api_client import (
     CSV,
     IMPORT,
+    LEADS,
     OWNER,
     PROGRESS,
     SEND,
@@ -28,6 +29,8 @@ from tests.integration.api_client import (
 from tests.orders import order
 
 OPEN = {"/healthz", "/readyz", "/openapi.json", "/docs", "/docs/oauth2-redirect", "/redoc"}
+MAKING = ("POST", "PUT")
+"""A stranger who makes something gets an answer about it."""
 SECRETS = ("secret@mail.com", "Secret Name", "secret row", "secret-tag")
 
 
@@ -38,9 +41,10 @@ class Ids:
     import_id: str
     send_id: str
     campaign_id: str
+    email: str
 
 
-NOBODYS = Ids("01a21039-4038-738c-bcdf-ed3c8547979c", "01a21039-4038-738c-bcdf-ed3c8547979d", "nothing")
+NOBODYS = Ids("01a21039-4038-738c-bcdf-ed3c8547979c", "01a21039-4038-738c-bcdf-ed3c8547979d", "nothing", "no@mail.com")
 
 
 def _campaign(ids: Ids) -> dict[str, Any]:
@@ -55,6 +59,18 @@ def _operation(ids: Ids) -> dict[str, Any]:
     return {"params": {"id": ids.import_id}}
 
 
+def _lead(ids: Ids, **call: Any) -> dict[str, Any]:
+    return {"url": f"{LEADS}/{ids.email}", **call}
+
+
+def _selections(ids: Ids) -> list[dict[str, Any]]:
+    """Of leads, in a query."""
+    every: list[dict[str, Any]] = [{}, {"emailPrefix": ids.email[:3]}, {"email": ids.email}, {"name": "secret"}]
+    return [
+        {"params": one} for one in (*every, {"tags": "secret-tag"}, {"attributes": "city"}, {"importId": ids.import_id})
+    ]
+
+
 def calls(ids: Ids) -> Mapping[tuple[str, str], list[dict[str, Any]]]:
     """How each route is called, with ids in all places where one can be given. Those that make something come last."""
     return {
@@ -67,9 +83,25 @@ def calls(ids: Ids) -> Mapping[tuple[str, str], list[dict[str, Any]]]:
         ("DELETE", SEND): [_campaign(ids)],
         ("GET", PROGRESS): [_operation(ids), {"params": {"id": ids.send_id}}, {}, {"params": {"after": ids.send_id}}],
         ("DELETE", PROGRESS): [_operation(ids), {"params": {"id": ids.send_id}}],
+        ("GET", LEADS): [*_selections(ids), {"params": {"after": ids.email}}],
+        ("GET", f"{LEADS}/export"): [*_selections(ids), {"params": {"format": "ndjson"}}],
+        ("GET", f"{LEADS}/{{email:path}}"): [_lead(ids)],
+        ("PATCH", f"{LEADS}/{{email:path}}"): [_lead(ids, json={"name": "Other"})],
+        ("POST", f"{LEADS}/tags"): [
+            {"json": {"emails": [ids.email], "add": ["x"]}},
+            {"json": {"filter": {}, "remove": ["secret-tag"]}},
+            {"json": {"filter": {"importId": ids.import_id}, "add": ["x"]}},
+        ],
+        ("POST", f"{LEADS}/erase"): [{"json": {"email": ids.email}}, {"json": {"email": "secret@mail.com"}}],
+        ("PUT", f"{LEADS}/{{email:path}}"): [_lead(ids, json={"name": "Other"})],
         ("POST", IMPORT): [{"content": leads_csv(1), "headers": CSV | {"Idempotency-Key": "owners"}}],
         ("POST", SEND): [{"json": order(campaignId=ids.campaign_id), "headers": {"Idempotency-Key": "owners"}}],
     }
+
+
+async def ask(client: httpx.AsyncClient, route: tuple[str, str], call: Mapping[str, Any]) -> httpx.Response:
+    """`url` in a call is the route's path with ids in it."""
+    return await client.request(**{"method": route[0], "url": route[1], **call})
 
 
 def routes(api: Api) -> Iterator[tuple[str, str]]:
@@ -87,14 +119,16 @@ async def api(settings: Settings) -> AsyncIterator[Api]:
 
 @pytest.fixture
 async def owned(api: Api) -> Ids:
-    """An import with a rejected row, a running send, and their progress."""
+    """An import with a rejected row, a lead, a running send, and their progress."""
     owner = await api.client_of(OWNER)
     key = {"Idempotency-Key": "owners"}
     tags = {"tags": ["secret-tag"]}
     imported = await owner.post(IMPORT, content=leads_csv(5), headers=CSV | key, params=tags)
     people = [{"email": "secret@mail.com", "name": "Secret Name"}]
     sent = await owner.post(SEND, json=order(people, campaignId="owners"), headers=key)
-    ids = Ids(imported.json()["importId"], sent.json()["sendId"], "owners")
+    lead = {"name": "Secret Name", "attributes": {"city": "X"}, "tags": ["secret-tag"]}
+    assert (await owner.put(f"{LEADS}/person@mail.com", json=lead)).status_code == 201
+    ids = Ids(imported.json()["importId"], sent.json()["sendId"], "owners", "person@mail.com")
     rejects = [RejectedRow(1, 2, "email", "invalid", "no @", "secret row")]
     async with api.resources.database.connection() as connection:
         await add_rejects(connection, ImportId(UUID(ids.import_id)), rejects)
@@ -104,6 +138,7 @@ async def owned(api: Api) -> Ids:
 async def _ledger(api: Api) -> list[Any]:
     """Everything that is the owner's."""
     tables = ("lead_imports", "campaign_sends", "email_sends", "campaign_send_batches", "progress_tracking")
+    tables += ("leads", "suppressions", "erasures")
     async with api.resources.database.connection() as connection:
         return [await connection.fetch(f"SELECT * FROM {table} WHERE user_id = $1", OWNER) for table in tables]
 
@@ -127,7 +162,7 @@ async def test_without_a_valid_key_nothing_answers(api: Api, owned: Ids) -> None
             continue
         for call in calls(owned)[route]:
             for client in (nobody, wrong, basic):
-                answer = await client.request(*route, **call)
+                answer = await ask(client, route, call)
                 assert answer.status_code == 401, route
                 assert answer.headers["WWW-Authenticate"] == "Bearer"
                 assert _shows_nothing(answer, owned)
@@ -139,11 +174,11 @@ async def test_for_a_stranger_what_is_anothers_is_what_does_not_exist(api: Api, 
     stranger = await api.client_of(STRANGER)
     for route, its_calls in calls(owned).items():
         for call, other_call in zip(its_calls, calls(NOBODYS)[route], strict=True):
-            answer = await stranger.request(*route, **call)
+            answer = await ask(stranger, route, call)
             assert answer.status_code < 500, route
             assert _shows_nothing(answer, owned), route
-            if route[0] != "POST" or answer.status_code >= 400:
-                nothing = await stranger.request(*route, **other_call)
+            if route[0] not in MAKING or answer.status_code >= 400:
+                nothing = await ask(stranger, route, other_call)
                 assert (answer.status_code, answer.text) == (nothing.status_code, nothing.text), route
     assert await _ledger(api) == before
 
@@ -154,7 +189,7 @@ async def test_a_stranger_cannot_name_the_owner(api: Api, owned: Ids) -> None:
     for route, its_calls in calls(owned).items():
         for call in its_calls:
             named = call | {"params": call.get("params", {}) | {"userId": OWNER}}
-            answer = await stranger.request(*route, **named)
+            answer = await ask(stranger, route, named)
             assert answer.status_code == 404, route
             assert _shows_nothing(answer, owned), route
     in_body = await stranger.post(SEND, json=order(userId=OWNER))
@@ -166,7 +201,7 @@ async def test_a_service_key_has_to_say_for_whom(api: Api, owned: Ids) -> None:
     service = await api.client_of(None, KeyScope.SERVICE)
     for route, its_calls in calls(owned).items():
         for call in its_calls:
-            answer = await service.request(*route, **call)
+            answer = await ask(service, route, call)
             assert (answer.status_code, answer.json()["error"]["field"]) == (422, "userId"), route
     found = await service.get(IMPORT, params={"importId": owned.import_id, "userId": OWNER})
     assert found.json()["importId"] == owned.import_id

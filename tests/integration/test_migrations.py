@@ -21,10 +21,16 @@ HOT_PLANS = {
     "batches_to_publish": "campaign_send_batches_released",
     "releasable_sends": "campaign_sends_running",
     "read_batch": r"email_sends_\d+_\d+_pkey",
-    "import_of_chunk": "lead_imports_unfinished",
+    "import_of_chunk": "lead_imports_counting",
+    "open_chunks": "lead_import_batches_open",
     "unannounced_batches": "campaign_send_batches_unannounced",
     "list_progress": "progress_tracking_by_user",
     "list_imports": "lead_imports_by_user",
+    "search_leads": "leads_pkey",
+    "tag_leads": "leads_pkey",
+    "erase_mails": r"email_sends_\d+_\d+_email_key_send_id_idx",
+    "erase_rejects": "lead_rejects_pkey",
+    "wait_for_intake": "campaign_sends_(active|receiving)",
 }
 
 

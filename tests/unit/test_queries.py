@@ -22,6 +22,7 @@ USER_DATA = (
     "release_users",
     "api_keys",
     "dead_letters",
+    "erasures",
 )
 BY_USER = re.compile(
     r"\buser_id (=|IN) \(?\$\d|user_id = ANY ?\(\$\d|INTO \w+( AS \w+)? \((\w+, )*user_id|SELECT \$1, ", re.IGNORECASE
@@ -29,7 +30,7 @@ BY_USER = re.compile(
 """A condition on the user's id, or the id among the inserted values."""
 
 BY_PROCESS = {
-    "worker leads": {"claim_chunk", "import_of_chunk", "finish_chunk", "mark_chunk_announced", "add_rejects"},
+    "worker leads": {"claim_chunk", "import_of_chunk", "finish_chunk", "mark_chunks_announced", "add_rejects"},
     "worker emails": {
         "claim_batch",
         "mark_tried",

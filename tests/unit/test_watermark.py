@@ -39,6 +39,28 @@ def test_a_record_of_an_earlier_assignment_does_not_count() -> None:
     assert new.finish(10, tokens[10])
 
 
+def test_in_turn_is_what_follows_the_finished_without_a_gap() -> None:
+    mark: Watermark[Token] = Watermark(10)
+    tokens = delivered(mark, 10, 11, 12, 13, 14)
+    given = list(tokens.items())
+    assert mark.in_turn(given) == (0, 5)
+    assert mark.in_turn(given[1:]) == (0, 0), "10 is not finished"
+    assert mark.in_turn([*given[:2], *given[3:]]) == (0, 2), "12 is missing"
+    assert mark.finish(10, tokens[10])
+    assert mark.in_turn(given) == (1, 5), "10 is not in flight any more"
+    assert mark.in_turn([(11, Token()), *given[1:3]]) == (1, 3), "of an earlier assignment"
+    assert mark.give_up(11, tokens[11])
+    assert mark.in_turn(given) == (2, 2)
+
+
+def test_a_hole_of_the_log_does_not_break_a_turn() -> None:
+    mark: Watermark[Token] = Watermark(0)
+    first = delivered(mark, 0)
+    mark.learn(1, [3, 4])
+    rest = delivered(mark, 3, 4)
+    assert mark.in_turn([*first.items(), *rest.items()]) == (0, 3)
+
+
 def test_a_second_acknowledgement_does_not_count() -> None:
     mark: Watermark[Token] = Watermark(0)
     tokens = delivered(mark, 0, 1)

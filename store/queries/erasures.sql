@@ -1,0 +1,96 @@
+-- name: start_erasure
+-- The proof, before anything else: an erasure that broke off is seen by its missing end. `address` is what stands for the
+-- address from now on.
+INSERT INTO erasures (user_id, address, requested_by)
+SELECT $1, erased_key(k.key, $1, $2), $3 FROM privacy_key k RETURNING id, address
+
+-- name: suppress_erased
+-- Of all steps the first: whoever reads a mail's address from here on finds that it must not be written to. What kept the
+-- address from being written to before is an address, too. Primary key.
+WITH plain AS (DELETE FROM suppressions WHERE user_id = $1 AND email_key = $2 RETURNING email_key),
+added AS (
+  INSERT INTO suppressions (user_id, email_key, reason, source) VALUES ($1, $3, 'erased', 'erasure')
+  ON CONFLICT (user_id, email_key) DO NOTHING
+)
+SELECT count(*)::integer FROM plain
+
+-- name: erase_lead
+-- Primary key.
+DELETE FROM leads WHERE user_id = $1 AND email_key = $2 RETURNING email
+
+-- name: wait_for_intake
+-- Behind the two above: waits for the pages of recipients that are being written just now, and may have read what was before
+-- (campaign_sends_active). Later ones know.
+SELECT id FROM campaign_sends WHERE user_id = $1 AND state = 'receiving' FOR SHARE
+
+-- name: erase_mails
+-- A page of mails (email_sends_address). Their states and counts stay. Those that wait are suppressed when their turn comes,
+-- since what stands for the address is suppressed: so they end where all others do, counted once. `in_hand`: of these a
+-- worker has read the address before; campaign_send_batches_open.
+WITH page AS (
+  SELECT m.send_id, m.position FROM email_sends m
+  WHERE m.user_id = $1 AND m.email_key = $2 ORDER BY m.send_id, m.position LIMIT $4 FOR UPDATE
+), erased AS (
+  UPDATE email_sends m
+  SET email = '', email_key = $3, name = '', variables = '{}', recipient_id = NULL, reply = NULL, history = NULL
+  FROM page WHERE m.send_id = page.send_id AND m.position = page.position
+  RETURNING m.send_id, m.position, m.state
+)
+SELECT count(*)::integer AS mails,
+       count(*) FILTER (WHERE e.state = 'queued' AND EXISTS (
+         SELECT FROM campaign_send_batches b
+         WHERE b.user_id = $1 AND b.state = 'claimed' AND b.send_id = e.send_id
+           AND e.position >= b.first_position AND e.position < b.end_position
+           AND (b.positions IS NULL OR e.position = ANY (b.positions))))::integer AS in_hand
+FROM erased e
+
+-- name: erase_checkpoints
+-- Where materialising a selection has stopped (campaign_sends_of_campaign). Of one under way the checkpoint moves on by itself.
+UPDATE campaign_sends SET selected_until = NULL WHERE user_id = $1 AND selected_until = $2 AND state <> 'receiving'
+RETURNING id
+
+-- name: imports_with_rejects
+-- A page of a user's imports (lead_imports_by_user) that have rejected rows (primary key).
+SELECT i.id FROM lead_imports i
+WHERE i.user_id = $1 AND ($2::uuid IS NULL OR i.id > $2) AND EXISTS (SELECT FROM lead_rejects r WHERE r.import_id = i.id)
+ORDER BY i.id LIMIT $3
+
+-- name: erase_rejects
+-- A page of an import's rejected rows, by the primary key. The row stays, with its number and code: the counts hold.
+WITH page AS MATERIALIZED (
+  SELECT r.row, r.content COLLATE pg_c_utf8 ~* $4 OR r.reason COLLATE pg_c_utf8 ~* $4 AS holds
+  FROM lead_imports i JOIN lead_rejects r ON r.import_id = i.id
+  WHERE i.id = $1 AND i.user_id = $2 AND r.row > $3 ORDER BY r.row LIMIT $5
+), erased AS (
+  UPDATE lead_rejects r SET content = '', reason = 'erased' FROM page p
+  WHERE r.import_id = $1 AND r.row = p.row AND p.holds RETURNING r.row
+)
+SELECT max(p.row) AS last_row, (SELECT count(*) FROM erased)::integer AS erased FROM page p
+
+-- name: erase_dead_letters
+-- A page of all dead letters, by the primary key: they have no user. One that holds the address is this user's when it says
+-- so, has the user's id as its key, or is of an import of the user's (lead_imports_by_user). Where it was, and why it could
+-- not be used, stays.
+WITH page AS MATERIALIZED (
+  SELECT d.id, encode(d.value, 'escape') AS value, encode(d.key, 'escape') AS key, d.headers::text || d.error AS said
+  FROM dead_letters d WHERE $2::uuid IS NULL OR d.id > $2 ORDER BY d.id LIMIT $5
+), mine AS (
+  SELECT p.id, p.key ~* $3 AS key_holds FROM page p
+  WHERE CASE WHEN p.value ~* $3 OR p.key ~* $3 OR p.said ~* $3 THEN
+    p.value ~ $4 OR p.key = encode(convert_to($1, 'UTF8'), 'escape')
+    OR EXISTS (SELECT FROM lead_imports i WHERE i.user_id = $1 AND i.id::text = split_part(p.key, ':', 1)) END
+), erased AS (
+  UPDATE dead_letters d
+  SET value = NULL, key = CASE WHEN m.key_holds THEN NULL ELSE d.key END, error = 'erased',
+      headers = d.headers - ARRAY['x-exception-message', 'x-exception-stacktrace']
+  FROM mine m WHERE d.id = m.id RETURNING d.id
+)
+SELECT max(p.id::text)::uuid AS last_id, (SELECT count(*) FROM erased)::integer AS erased FROM page p
+
+-- name: imports_under_way
+-- lead_imports_counting. Their chunks on Kafka may hold the address still.
+SELECT count(*)::integer FROM lead_imports WHERE user_id = $1 AND state IN ('receiving', 'received')
+
+-- name: finish_erasure
+-- What was erased, by table. Primary key.
+UPDATE erasures SET finished_at = now(), erased = $3::jsonb WHERE id = $1 AND user_id = $2
