@@ -21,12 +21,22 @@ AWAY = (
     asyncio.TimeoutError,
     asyncpg.PostgresConnectionError,
     asyncpg.InterfaceError,
+    asyncpg.InternalClientError,  # what a connection says that the server closed between two of our steps
     asyncpg.OperatorInterventionError,  # shut down, or this backend was ended
     asyncpg.InsufficientResourcesError,  # disk full, too many connections
     asyncpg.DeadlockDetectedError,
     asyncpg.SerializationError,
 )
 """What passes by itself."""
+
+
+class _Plain(asyncpg.Connection):
+    """Given back without a round trip: no statement of ours leaves anything in a session. (A lock of a migration is freed by
+    who took it.)
+    """
+
+    def get_reset_query(self) -> str:
+        return ""
 
 
 class Database:
@@ -43,6 +53,7 @@ class Database:
                 self._settings.database_url.get_secret_value(),
                 min_size=1,
                 max_size=self._settings.database_pool_size,
+                connection_class=_Plain,
                 command_timeout=COMMAND_TIMEOUT,
                 timeout=10,
                 server_settings={"application_name": "mailgenius"},
