@@ -16,17 +16,18 @@ demo: install ## the whole main job on real servers: import 20,000 leads, send t
 test: install ## all tests, on real servers that they start and stop
 	@$(PY) -m pytest
 
-check: install ## lint, types, imports
+check: install ## lint, types, imports, published contracts
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
 	@$(PY) -m mypy
 	@.venv/bin/lint-imports
+	@$(PY) -m schemas.publish --check
 
 fmt: install ## format and sort imports
 	@$(PY) -m ruff check --fix .
 	@$(PY) -m ruff format .
 
-slow: install ## what takes minutes: twenty starts of the consumer race
+slow: install ## what takes minutes: twenty starts of the consumer race, servers away for a minute
 	@$(PY) -m pytest -m slow
 
 bench-import: install ## 2,000,000 leads over HTTP beside one raw COPY; ROWS=… for fewer

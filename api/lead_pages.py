@@ -1,6 +1,6 @@
 """Leads by conditions, in the order of their keys: a slice of the primary key at a time, until enough fit or time is up.
 
-Measured: 100,000 leads of 200 bytes are looked at in 0.4 s. A bound on both keeps a condition that hardly any lead fits
+Measured: 100,000 leads of 200 bytes are looked at in 0.1 to 0.2 s. A bound on both keeps a condition that hardly any lead fits
 from holding a connection, or a client, for longer than that; it goes on from where it stopped.
 """
 

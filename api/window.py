@@ -6,8 +6,9 @@ from typing import Final
 
 from store.imports import OpenChunks
 
-SIZE: Final = 64
-"""Chunks of a user that are published and not stored, over all imports and API processes: two seconds of two cores."""
+SIZE: Final = 32
+"""Chunks of a user that are published and not stored, over all imports and API processes: what others wait for. A second of
+two busy cores, and three times what workers store between two looks."""
 POLL: Final = 0.1
 """Seconds between two looks while there is no room."""
 STALLED: Final = 5.0

@@ -6,9 +6,10 @@ from typing import Any
 import msgspec
 
 from core.errors import InvalidInput
-from core.leads import CleanLead, clean
+from core.leads import ATTRIBUTES_MAX, ATTRIBUTES_MAX_BYTES, CleanLead, clean
 
 _decode = msgspec.json.Decoder(dict[str, Any]).decode
+_encode = msgspec.json.Encoder().encode
 
 
 def clean_edit(email: str, name: str, attributes: Mapping[str, Any]) -> CleanLead:
@@ -19,15 +20,24 @@ def clean_edit(email: str, name: str, attributes: Mapping[str, Any]) -> CleanLea
     raise InvalidInput(lead.field, lead.reason, lead.code)
 
 
-def merge_attributes(stored: str, changes: Mapping[str, Any]) -> dict[str, Any]:
-    """`stored` is the text of a JSON object. A change to None takes the attribute away."""
-    attributes = _decode(stored)
+def merge_attributes(stored: str, changes: Mapping[str, Any]) -> str:
+    """Both texts are JSON objects. A change to None takes the attribute away; the others are good in themselves.
+
+    Raises InvalidInput when the lead would have too many, or too large ones. Merges may have left more than that: then it may
+    stay so.
+    """
+    before = _decode(stored)
+    after = before | {key: value for key, value in changes.items() if value is not None}
     for key, value in changes.items():
         if value is None:
-            attributes.pop(key, None)
-        else:
-            attributes[key] = value
-    return attributes
+            after.pop(key, None)
+    text = _encode(after)
+    if len(after) > max(ATTRIBUTES_MAX, len(before)):
+        raise InvalidInput("attributes", f"There are more than {ATTRIBUTES_MAX} attributes.", "too_many")
+    if len(text) > max(ATTRIBUTES_MAX_BYTES, len(_encode(before))):
+        reason = f"The attributes are larger than {ATTRIBUTES_MAX_BYTES} bytes of JSON."
+        raise InvalidInput("attributes", reason, "too_large")
+    return text.decode()
 
 
 def change_tags(tags: Sequence[str], add: Iterable[str], remove: Iterable[str], most: int) -> list[str]:

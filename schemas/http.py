@@ -373,7 +373,7 @@ class LeadExportQuery(LeadConditions):
     format: ExportFormat = ExportFormat.CSV
     columns: list[Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=NO_CONTROLS)]] = Field(
         [],
-        max_length=200,
+        max_length=150,
         description="Of CSV: attributes that get a column each. Without them all attributes are one column of JSON.",
     )
 

@@ -10,6 +10,7 @@ from uuid import UUID
 
 import msgspec
 
+from core.erasure import Sought
 from schemas.ids import ImportId, UserId
 from store.postgres import Connection
 from store.queries import SQL
@@ -67,19 +68,23 @@ async def imports_with_rejects(
 
 
 async def erase_rejects(
-    connection: Connection, import_id: ImportId, user_id: UserId, after_row: int, pattern: str, limit: int
+    connection: Connection, import_id: ImportId, user_id: UserId, after_row: int, sought: Sought, limit: int
 ) -> tuple[int | None, int]:
     """The last row that was looked at, None when there was none, and how many held the address."""
-    row = await connection.fetchrow(SQL["erase_rejects"], import_id, user_id, after_row, pattern, limit)
+    row = await connection.fetchrow(
+        SQL["erase_rejects"], import_id, user_id, after_row, sought.parts, sought.pattern, limit
+    )
     assert row is not None  # an aggregate always gives a row
     return row["last_row"], row["erased"]
 
 
 async def erase_dead_letters(
-    connection: Connection, user_id: UserId, after: UUID | None, pattern: str, of_user: str, limit: int
+    connection: Connection, user_id: UserId, after: UUID | None, sought: Sought, of_user: str, limit: int
 ) -> tuple[UUID | None, int]:
     """The last dead letter that was looked at, None when there was none, and how many of the user's held the address."""
-    row = await connection.fetchrow(SQL["erase_dead_letters"], user_id, after, pattern, of_user, limit)
+    row = await connection.fetchrow(
+        SQL["erase_dead_letters"], user_id, after, sought.parts, sought.pattern, of_user, limit
+    )
     assert row is not None  # an aggregate always gives a row
     return row["last_id"], row["erased"]
 

@@ -17,6 +17,7 @@ from api.resources import Resources
 from api.rows import ACCEPTED, open_body
 from api.trial import try_rows
 from api.uploads import receive
+from core.cells import harmless
 from core.errors import Conflict, NotFound
 from schemas.http import (
     ImportAccepted,
@@ -48,7 +49,6 @@ from store.postgres import Connection
 
 REJECTS_PAGE = 1_000
 FIRST_REJECTED = 20
-FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 REJECTED_COLUMNS = ("row", "line", "field", "code", "reason", "content")
 
 router = APIRouter(prefix="/api/queue/leads/import", tags=["leads"])
@@ -142,10 +142,6 @@ def _csv(rows: Any) -> str:
     text = io.StringIO()
     csv.writer(text).writerows(rows)
     return text.getvalue()
-
-
-def harmless(cell: str) -> str:
-    return f"'{cell}" if cell.startswith(FORMULA_STARTS) else cell
 
 
 async def _found(connection: Connection, import_id: UUID, user: UserId) -> Import:

@@ -169,17 +169,16 @@ async def edit(
     """What is left out stays. The edit is later than every row of an import that has begun before it."""
     asked = await _body(request, LeadPatch, LEAD_MAX_BYTES, WAY_ROUND)
     key = _key(email)
+    changes = asked.attributes or {}
+    clean = clean_edit(email, asked.name or "", {name: value for name, value in changes.items() if value is not None})
     async with use.database.transaction() as connection:
         lead = await lock_lead(connection, user, key)
         if lead is None:
             raise NotFound("there is no such lead")
-        clean = clean_edit(
-            lead.email,
-            lead.name if asked.name is None else asked.name,
-            merge_attributes(lead.attributes, asked.attributes or {}),
-        )
+        name = lead.name if asked.name is None else clean.name
+        attributes = merge_attributes(lead.attributes, changes)
         tags = lead.tags if asked.tags is None else _tags(lead.tags, asked.tags)
-        return _answer(await write_lead(connection, user, key, clean.name, clean.attributes, tags))
+        return _answer(await write_lead(connection, user, key, name, attributes, tags))
 
 
 def _tags(tags: list[str], change: TagChange) -> list[str]:

@@ -56,11 +56,13 @@ WHERE i.user_id = $1 AND ($2::uuid IS NULL OR i.id > $2) AND EXISTS (SELECT FROM
 ORDER BY i.id LIMIT $3
 
 -- name: erase_rejects
--- A page of an import's rejected rows, by the primary key. The row stays, with its number and code: the counts hold.
+-- A page of an import's rejected rows, by the primary key. The row stays, with its number and code: the counts hold. One
+-- that has no part of the address ($4) is not held against the pattern, which takes thirty times as long.
 WITH page AS MATERIALIZED (
-  SELECT r.row, r.content COLLATE pg_c_utf8 ~* $4 OR r.reason COLLATE pg_c_utf8 ~* $4 AS holds
+  SELECT r.row, CASE WHEN EXISTS (SELECT FROM unnest($4::text[]) AS part WHERE strpos(lower(r.content || r.reason), part) > 0)
+                     THEN (r.content || E'\n' || r.reason) COLLATE pg_c_utf8 ~* $5 ELSE false END AS holds
   FROM lead_imports i JOIN lead_rejects r ON r.import_id = i.id
-  WHERE i.id = $1 AND i.user_id = $2 AND r.row > $3 ORDER BY r.row LIMIT $5
+  WHERE i.id = $1 AND i.user_id = $2 AND r.row > $3 ORDER BY r.row LIMIT $6
 ), erased AS (
   UPDATE lead_rejects r SET content = '', reason = 'erased' FROM page p
   WHERE r.import_id = $1 AND r.row = p.row AND p.holds RETURNING r.row
@@ -72,17 +74,22 @@ SELECT max(p.row) AS last_row, (SELECT count(*) FROM erased)::integer AS erased 
 -- so, has the user's id as its key, or is of an import of the user's (lead_imports_by_user). Where it was, and why it could
 -- not be used, stays.
 WITH page AS MATERIALIZED (
-  SELECT d.id, encode(d.value, 'escape') AS value, encode(d.key, 'escape') AS key, d.headers::text || d.error AS said
-  FROM dead_letters d WHERE $2::uuid IS NULL OR d.id > $2 ORDER BY d.id LIMIT $5
+  SELECT d.id, encode(d.key, 'escape') AS key,
+         concat_ws(E'\n', encode(d.key, 'escape'), encode(d.value, 'escape'),
+                   encode(convert_to(d.headers::text || E'\n' || d.error, 'UTF8'), 'escape')) AS said
+  FROM dead_letters d WHERE $2::uuid IS NULL OR d.id > $2 ORDER BY d.id LIMIT $6
 ), mine AS (
-  SELECT p.id, p.key ~* $3 AS key_holds FROM page p
-  WHERE CASE WHEN p.value ~* $3 OR p.key ~* $3 OR p.said ~* $3 THEN
-    p.value ~ $4 OR p.key = encode(convert_to($1, 'UTF8'), 'escape')
-    OR EXISTS (SELECT FROM lead_imports i WHERE i.user_id = $1 AND i.id::text = split_part(p.key, ':', 1)) END
+  SELECT p.id FROM page p
+  WHERE CASE WHEN EXISTS (SELECT FROM unnest($3::text[]) AS part WHERE strpos(lower(p.said), part) > 0)
+             THEN p.said ~* $4 AND (
+               p.said ~ $5 OR p.key = encode(convert_to($1, 'UTF8'), 'escape')
+               OR EXISTS (SELECT FROM lead_imports i WHERE i.user_id = $1 AND i.id::text = split_part(p.key, ':', 1))) END
 ), erased AS (
   UPDATE dead_letters d
-  SET value = NULL, key = CASE WHEN m.key_holds THEN NULL ELSE d.key END, error = 'erased',
-      headers = d.headers - ARRAY['x-exception-message', 'x-exception-stacktrace']
+  SET value = NULL, key = CASE WHEN encode(d.key, 'escape') !~* $4 THEN d.key END, error = 'erased',
+      headers = (SELECT coalesce(jsonb_object_agg(h.key, h.value), '{}') FROM jsonb_each_text(d.headers) AS h
+                 WHERE h.key NOT IN ('x-exception-message', 'x-exception-stacktrace')
+                   AND encode(convert_to(h.key || ' ' || h.value, 'UTF8'), 'escape') !~* $4)
   FROM mine m WHERE d.id = m.id RETURNING d.id
 )
 SELECT max(p.id::text)::uuid AS last_id, (SELECT count(*) FROM erased)::integer AS erased FROM page p

@@ -144,7 +144,8 @@ FROM found
 -- name: search_leads
 -- Looks at up to $5 leads behind $2 in the order of the primary key, and stops at the $6th that fits. The last lead of
 -- those $5 comes in any case, also where it does not fit: from there the next slice goes on. No index serves the other
--- conditions: a GIN index on the attributes costs each row of an import more than a fifth of its time.
+-- conditions. Measured, imports of 200,000 rows and of the same again: GIN on the attributes doubles the WAL (188 to 382 MB)
+-- and takes 35 to 50 % of the speed, GIN on the tags a third more WAL and 10 to 30 %; 100,000 leads are looked at in 0.2 s.
 SELECT email_key, email, name, attributes, tags, created_at, updated_at, fits, number = $5 AS last
 FROM (
   SELECT l.*, row_number() OVER (ORDER BY l.email_key) AS number,

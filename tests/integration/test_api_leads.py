@@ -41,7 +41,8 @@ async def _many(api: Api, count: int, user: UserId = OWNER) -> None:
     async with api.resources.database.connection() as connection:
         await connection.execute(
             """INSERT INTO leads (user_id, email_key, email, name, attributes, tags, origin_seq, origin_row, counted_for)
-               SELECT $1, k, k, 'P ' || n, jsonb_build_object('n', n, 'city', CASE WHEN n % 10 = 0 THEN 'Ulm' ELSE 'Bonn' END),
+               SELECT $1, k, k, 'P ' || n,
+                      jsonb_build_object('n', n, 'city', CASE WHEN n % 10 = 0 THEN 'Ulm' ELSE 'Bonn' END),
                       CASE WHEN n % 100 = 0 THEN '{spring,vip}' ELSE '{spring}' END::text[], 0, n, '{}'
                FROM generate_series(0, $2 - 1) AS n,
                     LATERAL (SELECT 'p' || lpad(n::text, 6, '0') || '@mail.com' AS k) AS keys""",

@@ -276,6 +276,21 @@ async def test_batches_and_imports_of_the_same_addresses_at_once_do_not_deadlock
 
 # The worker
 
+_IMPATIENT = """
+import sys
+from streams import workers
+from streams.__main__ import main
+
+def make_app(*arguments, make=workers.make_app, **named):
+    app = make(*arguments, **named)
+    app.conf.broker_session_timeout, app.conf.broker_heartbeat_interval = 6.0, 1.0
+    return app
+
+workers.make_app = make_app
+sys.exit(main())
+"""
+"""Waits for whoever was killed as short as a broker allows."""
+
 
 @asynccontextmanager
 async def _worker(
@@ -298,7 +313,7 @@ async def _worker(
 
 
 def _start(environment: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "streams", "worker", "leads"]
+    command = [sys.executable, "-c", _IMPATIENT, "worker", "leads"]
     with log.open("ab") as output:
         return subprocess.Popen(
             command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, env=os.environ | environment
@@ -387,12 +402,8 @@ async def test_twenty_thousand_records_with_poison_survive_a_rebalance_and_a_kil
         for number in range(20_000)
     ]
 
-    both_are_ready = asyncio.Event()
-
-    async def publish() -> None:
-        for first in range(0, 20_000, 500):
-            if first == 12_000:
-                await both_are_ready.wait()
+    async def publish(numbers: range) -> None:
+        for first in numbers[::500]:
             await _publish(settings, values[first : first + 500])
 
     async with _database(with_kafka) as connection:
@@ -403,13 +414,15 @@ async def test_twenty_thousand_records_with_poison_survive_a_rebalance_and_a_kil
             return bool(await connection.fetchval(sql, of_each))
 
         async with _worker(with_kafka, tmp_path, "one") as one:
-            publishing = asyncio.create_task(publish())
+            publishing = asyncio.create_task(publish(range(12_000)))
             async with _worker(with_kafka, tmp_path, "two") as two:
-                both_are_ready.set()
+                await publishing
+                publishing = asyncio.create_task(publish(range(12_000, 16_000)))
                 # Each has one partition, and is in the middle of it.
                 await _until(lambda: stored(6_500))
                 one.send_signal(signal.SIGKILL)
                 await publishing
+                await publish(range(16_000, 20_000))
                 await _until(lambda: stored(10_000))
                 two.terminate()
                 assert await asyncio.to_thread(two.wait, 30) == 0

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from core.errors import InvalidInput
 from core.leads import CleanLead, Fault, RejectedRow, clean, clean_chunk, read_columns, reject
 from schemas.messages import LeadChunk, Row, decode_lead_chunk, encode
+from schemas.states import OnConflict
 
 HEADER = ["email", "name", "city"]
 
@@ -238,3 +239,17 @@ def test_cleaning_is_the_same_after_the_journey(some: list[Any]) -> None:
     if some:
         chunk = chunk_of(some)
         assert clean_chunk(decode_lead_chunk(encode(chunk))) == clean_chunk(chunk)
+
+
+def test_rows_of_one_address_are_one_lead_where_they_are_merged() -> None:
+    rows: list[Row] = [
+        {"email": "A@example.com", "name": "Ann", "city": "Ulm", "plan": "pro"},
+        {"email": "b@example.com", "name": "Bo"},
+        {"email": "a@example.com", "city": "Bonn", "age": 7},
+    ]
+    clean = clean_chunk(msgspec.structs.replace(chunk_of(rows, []), on_conflict=OnConflict.MERGE))
+    assert (clean.emails, clean.names) == (["a@example.com", "b@example.com"], ["Ann", "Bo"])
+    assert [msgspec.json.decode(text) for text in clean.attributes] == [{"city": "Bonn", "plan": "pro", "age": 7}, {}]
+    assert (clean.origin_rows, clean.duplicates) == ([3, 2], 1)
+    replaced = clean_chunk(chunk_of(rows, []))
+    assert (replaced.names[0], replaced.duplicates) == ("", 1)
