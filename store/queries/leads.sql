@@ -27,9 +27,9 @@ WITH upserted AS (
     updated_at = now()
   WHERE (excluded.origin_seq, excluded.origin_row) > (l.origin_seq, l.origin_row)
      OR NOT $8 = ANY (l.counted_for) OR l.field_origins IS NOT NULL
-  RETURNING email_key, old.field_origins IS NOT NULL AS combined, coalesce($8 = ANY (old.counted_for), false) AS counted
+  RETURNING CASE WHEN old.field_origins IS NOT NULL THEN email_key END AS combined, coalesce($8 = ANY (old.counted_for), false) AS counted
 )
-SELECT count(*) FILTER (WHERE NOT counted)::integer AS stored, array_agg(email_key) FILTER (WHERE combined) AS combined
+SELECT count(*) FILTER (WHERE NOT counted)::integer AS stored, array_agg(combined) FILTER (WHERE combined IS NOT NULL) AS combined
 FROM upserted
 
 -- name: rebase_leads

@@ -179,6 +179,7 @@ def _timed(system: System, client: httpx.Client) -> float:
     return time.monotonic() - begun
 
 
+@pytest.mark.slow
 def test_a_hundred_rows_beside_many_are_soon_done(system: System) -> None:
     small, _ = new_client(system)
     large, user = new_client(system)

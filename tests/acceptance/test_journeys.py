@@ -95,10 +95,16 @@ def test_pause_resume_and_cancel_are_exact(system: System) -> None:
     send = start_send(client, 2_000)
     system.until(lambda: len(system.arrivals().times) > 100)
     assert client.post(f"{SEND}/pause", params={"campaignId": "spring"}).is_success
-    time.sleep(1)  # what a pause may take to reach the wire
-    paused = len(system.arrivals().times)
-    time.sleep(1)
-    assert len(system.arrivals().times) == paused < 2_000
+    paused = -1
+
+    def nothing_more_arrives() -> bool:
+        nonlocal paused
+        before, paused = paused, len(system.arrivals().times)
+        time.sleep(1)
+        return before == paused
+
+    system.until(nothing_more_arrives, within=10)
+    assert paused < 2_000
     assert client.post(f"{SEND}/resume", params={"campaignId": "spring"}).is_success
     system.until(lambda: len(system.arrivals().times) > paused + 100)
     assert client.delete(SEND, params={"campaignId": "spring"}).is_success

@@ -262,6 +262,33 @@ async def test_of_a_record_and_an_import_the_later_one_stays(use: Resources) -> 
     assert await _names(use) == {"a@mail.com": "import"}
 
 
+async def test_a_record_is_the_whole_lead_whatever_merges_have_left(use: Resources) -> None:
+    async with use.database.transaction() as connection:
+        made = await create_import(connection, USER, None, OnConflict.MERGE, [])
+        assert made is not None
+        await start_progress(connection, made[0], USER, OperationKind.IMPORT, "receiving")
+
+    async def merge(number: int, cells: list[str]) -> None:
+        chunk = LeadChunk(
+            import_id=made[0],
+            user_id=USER,
+            number=number,
+            first_row=1 + number,
+            origin_seq=made[1],
+            on_conflict=OnConflict.MERGE,
+            columns=["email", "name", "city", "plan"],
+            lines=[2 + number],
+            rows=[cells],
+        )
+        await store_chunk(Record("leads.chunks", 0, 0, 0.0, b"key", encode(chunk), {}), use)
+
+    await merge(0, ["a@mail.com", "merged", "Rome", "free"])
+    await store_leads(_batch(0, _value("a@mail.com", attributes={"plan": "pro"})), use, Grave())
+    await merge(1, ["a@mail.com", "late", "Ulm", "late"])
+    lead = (await _leads(use))["a@mail.com"]
+    assert (lead["name"], json.loads(lead["attributes"])) == ("", {"plan": "pro"})
+
+
 async def test_batches_and_imports_of_the_same_addresses_at_once_do_not_deadlock(use: Resources) -> None:
     names = [f"a{number}@mail.com" for number in range(300)]
     orders = [names, names[::-1], names[150:] + names[:150], names]

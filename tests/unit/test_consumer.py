@@ -320,6 +320,31 @@ async def test_the_backlog_is_bounded_and_waiting_for_it_costs_nothing(bench: Be
     assert offsets(await waiting) == list(range(2 * POLL, 4 * POLL))
 
 
+async def test_a_topic_of_large_records_is_asked_for_less(bench: Bench) -> None:
+    bench.consumer.app.ask_at[WORK.topic] = 3
+    await bench.assign()
+    messages = await bench.read(rounds=5)
+    assert offsets(messages) == list(range(POLL)), "one fetch, and no other as long as more than 3 are in flight"
+    for message in messages[:6]:
+        bench.consumer.ack(message)
+    assert await bench.read(rounds=2) == []
+    bench.consumer.ack(messages[6])
+    assert offsets(await bench.read()) == list(range(POLL, 2 * POLL))
+
+
+async def test_in_turn_are_records_of_this_assignment_in_the_order_of_the_log(bench: Bench) -> None:
+    await bench.assign()
+    old = await bench.read()
+    assert bench.consumer.in_turn(old) == (0, POLL)
+    await bench.revoke()
+    assert bench.consumer.in_turn(old) == (0, 0)
+    await bench.assign(2)
+    assert bench.consumer.in_turn(old) in {(POLL, POLL), (0, 0)}
+    new = await bench.read()
+    assert bench.consumer.in_turn([*old, *new]) == (POLL, 2 * POLL)
+    assert bench.consumer.in_turn(new[1:]) == (0, 0)
+
+
 def _count_calls(target: Any, name: str) -> list[None]:
     calls: list[None] = []
     original = getattr(target, name)
