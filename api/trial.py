@@ -5,8 +5,8 @@ from uuid import UUID
 
 from api.rows import Incoming
 from core.chunks import ChunkCutter, Cut
+from core.cleaning import clean_chunk
 from core.errors import TooLarge
-from core.leads import clean_chunk
 from core.trial import Trial
 from schemas.http import ImportTrial, RejectedLead
 from schemas.ids import UserId

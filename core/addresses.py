@@ -7,6 +7,7 @@ at most 64 characters before the @ (RFC 5321 4.5.3.1.1).
 
 import re
 import unicodedata
+from collections.abc import Sequence
 from typing import Final
 
 from email_validator import SPECIAL_USE_DOMAIN_NAMES, EmailNotValidError, ValidatedEmail, validate_email
@@ -56,6 +57,22 @@ def judge(text: str) -> Address | Refused:
         if _plain(key):
             return Address(text, key)
     return _judge_any(text)
+
+
+def judge_all(texts: Sequence[str]) -> tuple[list[str], list[str], list[tuple[int, tuple[str, str]]]]:
+    """As judge, for many: emails and keys, where a key is empty none, and of those refused the index, code and reason."""
+    emails, keys = list(texts), [text.lower() for text in texts]
+    plain = "".join(texts).isascii()
+    refused = []
+    for at, key in enumerate(keys):
+        if not plain or len(key) > _PLAIN_MAX or not _plain(key):
+            address = judge(texts[at])
+            if isinstance(address, Refused):
+                keys[at] = ""
+                refused.append((at, (address.code, address.reason)))
+            else:
+                emails[at], keys[at] = address.email, address.email_key
+    return emails, keys, refused
 
 
 def _judge_any(text: str) -> Address | Refused:

@@ -20,7 +20,6 @@ from msgspec import Struct
 from core.addresses import Refused, judge
 from core.errors import InvalidInput
 from schemas.messages import LeadChunk, Row
-from schemas.states import OnConflict
 
 NAME_MAX: Final = 200
 KEY_MAX: Final = 64
@@ -61,21 +60,6 @@ class RejectedRow(Struct, frozen=True, gc=False):
     code: str
     reason: str
     content: str
-
-
-class CleanChunk(Struct, frozen=True, gc=False):
-    """A chunk's leads as parallel lists for `unnest`, sorted by key (code points, as COLLATE "C" sorts), each key once.
-
-    rows of the chunk = leads + duplicates + rejected.
-    """
-
-    email_keys: list[str]
-    emails: list[str]
-    names: list[str]
-    attributes: list[str]
-    origin_rows: list[int]
-    duplicates: int
-    rejected: list[RejectedRow]
 
 
 class Columns(Struct, frozen=True):
@@ -125,40 +109,11 @@ def _find(header: Sequence[str], exact: str, forms: frozenset[str]) -> int | Non
 
 
 @lru_cache(maxsize=64)
-def _columns_of(header: tuple[str, ...]) -> Columns | Fault:
+def columns_of(header: tuple[str, ...]) -> Columns | Fault:
     try:
         return read_columns(header)
     except InvalidInput as error:
         return Fault(error.field, "columns", error.reason)
-
-
-def clean_chunk(chunk: LeadChunk) -> CleanChunk:
-    """Of rows with the same address the last one stays; to be merged, they become one, with the number of the last.
-
-    `lines` may be short: the row's number stands in.
-    """
-    columns = _columns_of(tuple(chunk.columns))
-    rejected: list[RejectedRow] = []
-    leads: dict[str, CleanLead] = {}
-    accepted = 0
-    for number, row in enumerate(chunk.rows, chunk.first_row):
-        lead = _read(row, columns, number)
-        if isinstance(lead, CleanLead):
-            before = leads.get(lead.email_key) if chunk.on_conflict is OnConflict.MERGE else None
-            leads[lead.email_key] = lead if before is None else merged(before, lead)
-            accepted += 1
-        else:
-            rejected.append(reject(chunk, number, lead))
-    ordered = [leads[key] for key in sorted(leads)]
-    return CleanChunk(
-        email_keys=[lead.email_key for lead in ordered],
-        emails=[lead.email for lead in ordered],
-        names=[lead.name for lead in ordered],
-        attributes=[lead.attributes for lead in ordered],
-        origin_rows=[lead.row for lead in ordered],
-        duplicates=accepted - len(ordered),
-        rejected=rejected,
-    )
 
 
 def merged(before: CleanLead, after: CleanLead) -> CleanLead:
@@ -169,7 +124,7 @@ def merged(before: CleanLead, after: CleanLead) -> CleanLead:
 
 def clean(row: Row, columns: Sequence[str] = (), line: int = 1, number: int = 1) -> CleanLead | RejectedRow:
     """One row alone. `columns` is the header of a CSV row."""
-    lead = _read(row, _columns_of(tuple(columns)), number)
+    lead = read_row(row, columns_of(tuple(columns)), number)
     return lead if isinstance(lead, CleanLead) else _rejected(row, number, line, lead)
 
 
@@ -190,7 +145,7 @@ def _rejected(row: Row, number: int, line: int, fault: Fault) -> RejectedRow:
     )
 
 
-def _read(row: Row, columns: Columns | Fault, number: int) -> CleanLead | Fault:
+def read_row(row: Row, columns: Columns | Fault, number: int) -> CleanLead | Fault:
     if isinstance(row, list):
         return _read_cells(row, columns, number)
     if isinstance(row, dict):

@@ -5,7 +5,8 @@ from collections.abc import Iterable
 from hashlib import blake2b
 from typing import Final
 
-from core.leads import CleanChunk, RejectedRow
+from core.cleaning import CleanChunk
+from core.leads import RejectedRow
 
 PARTS: Final = 256
 REJECTED_SHOWN: Final = 100

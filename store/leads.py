@@ -5,13 +5,16 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
-from core.leads import CleanChunk, CleanLead, RejectedRow
+from core.cleaning import CleanChunk
+from core.leads import CleanLead, RejectedRow
 from schemas.ids import ImportId, UserId
 from store.postgres import Connection
 from store.queries import SQL
 
 LAST_KEY: Final = "\U0010ffff"
 """Behind every key."""
+SEPARATOR: Final = "\x1f"
+"""In no text of a clean lead: control characters are refused there, and escaped in JSON."""
 
 
 async def upsert_leads(
@@ -78,10 +81,10 @@ def _arguments(
     return (
         user_id,
         tags,
-        leads.email_keys[part],
-        leads.emails[part],
-        leads.names[part],
-        leads.attributes[part],
+        SEPARATOR.join(leads.email_keys[part]),
+        SEPARATOR.join(leads.emails[part]),
+        SEPARATOR.join(leads.names[part]),
+        SEPARATOR.join(leads.attributes[part]),
         leads.origin_rows[part],
         origin_seq,
     )

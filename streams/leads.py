@@ -6,8 +6,9 @@ import asyncpg
 import structlog
 
 from core.chunks import content_hash
+from core.cleaning import CleanChunk, clean_chunk
 from core.errors import Unusable
-from core.leads import CleanChunk, Fault, RejectedRow, clean_chunk, reject
+from core.leads import Fault, RejectedRow, reject
 from schemas.ids import ImportId, UserId
 from schemas.messages import LeadChunk, decode_lead_chunk
 from schemas.states import ChunkState, FailedStage, ImportState, OnConflict

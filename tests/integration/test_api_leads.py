@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from api import lead_pages
-from core.leads import clean_chunk
+from core.cleaning import clean_chunk
 from core.settings import load
 from schemas.ids import UserId
 from schemas.messages import LeadChunk

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from core.leads import CleanChunk
+from core.cleaning import CleanChunk
 from devstack.postgres import Postgres
 from schemas.ids import UserId
 from schemas.states import OnConflict

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from core.cleaning import clean_chunk
 from core.errors import InvalidInput
-from core.leads import CleanLead, Fault, RejectedRow, clean, clean_chunk, read_columns, reject
+from core.leads import CleanLead, Fault, RejectedRow, clean, read_columns, reject
 from schemas.messages import LeadChunk, Row, decode_lead_chunk, encode
 from schemas.states import OnConflict
 

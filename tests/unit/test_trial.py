@@ -1,6 +1,7 @@
 import sys
 
-from core.leads import CleanChunk, RejectedRow
+from core.cleaning import CleanChunk
+from core.leads import RejectedRow
 from core.trial import PARTS, REJECTED_SHOWN, Keys, Trial
 
 
