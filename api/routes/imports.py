@@ -33,7 +33,7 @@ from schemas.http import (
     RowRange,
 )
 from schemas.ids import ImportId, UserId
-from schemas.states import ChunkState, ImportState, KeyScope
+from schemas.states import ChunkState, ImportState, KeyScope, OperationKind
 from store.imports import (
     Import,
     cancel_import,
@@ -46,6 +46,7 @@ from store.imports import (
     reject_reasons,
 )
 from store.postgres import Connection
+from store.progress import reopen_progress
 
 REJECTS_PAGE = 1_000
 FIRST_REJECTED = 20
@@ -105,10 +106,12 @@ async def look(
 @router.delete("")
 async def cancel(user: User, use: Use, import_id: ImportIdQuery) -> ImportCancelled:
     """What is stored stays; chunks on their way are not stored any more."""
-    async with use.database.connection() as connection:
+    async with use.database.transaction() as connection:
         if not await cancel_import(connection, ImportId(import_id), user):
             found = await _found(connection, import_id, user)
             raise Conflict(f"the import is {found.state} already")
+        # An incomplete one has had its end in there.
+        await reopen_progress(connection, import_id, user, OperationKind.IMPORT, ImportState.CANCELLED)
     return ImportCancelled(import_id=import_id, state=ImportState.CANCELLED)
 
 

@@ -88,7 +88,7 @@ ORDER BY r.row LIMIT $4
 
 -- name: cancel_import
 UPDATE lead_imports SET state = 'cancelled', ended_at = now()
-WHERE id = $1 AND user_id = $2 AND state IN ('receiving', 'received') RETURNING id
+WHERE id = $1 AND user_id = $2 AND state IN ('receiving', 'received', 'incomplete') RETURNING id
 
 -- name: import_batches
 -- Primary key: an import's batch rows by state.

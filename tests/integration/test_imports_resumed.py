@@ -72,6 +72,13 @@ async def broken_upload(api: Api, client: httpx.AsyncClient, data: bytes, header
     await api.app(scope, receive, send)
 
 
+async def become_incomplete(worker: of_workers.Resources) -> None:
+    async with worker.database.connection() as connection:
+        await connection.execute("UPDATE lead_imports SET progress_at = now() - interval '61 s'")
+    await mark_stalled(worker)
+    await finish(worker)
+
+
 async def work(settings: Settings, use: of_workers.Resources) -> int:
     """Does what is on the topic, from its begin; returns how many records there are."""
     consumer = AIOKafkaConsumer(
@@ -128,10 +135,7 @@ async def test_an_incomplete_import_is_received_again(
     api: Api, client: httpx.AsyncClient, worker: of_workers.Resources, settings: Settings
 ) -> None:
     await broken_upload(api, client, body()[: len(body()) // 2])
-    async with worker.database.connection() as connection:
-        await connection.execute("UPDATE lead_imports SET progress_at = now() - interval '61 s'")
-    await mark_stalled(worker)
-    await finish(worker)
+    await become_incomplete(worker)
     (operation,) = (await client.get(PROGRESS)).json()["operations"]
     assert (operation["state"], operation["endedAt"] is None) == ("incomplete", False)
     answer = await client.post(IMPORT, content=body(), headers=KEY)
@@ -224,13 +228,22 @@ async def test_another_upload_with_the_key_is_refused(
     await check(client, worker, first.json()["importId"])
 
 
-async def test_a_cancelled_import_is_not_received_again(api: Api, client: httpx.AsyncClient) -> None:
+@pytest.mark.parametrize("incomplete", [False, True])
+async def test_a_cancelled_import_is_not_received_again(
+    api: Api, client: httpx.AsyncClient, worker: of_workers.Resources, incomplete: bool
+) -> None:
     await broken_upload(api, client, body()[:100_000])
+    if incomplete:
+        await become_incomplete(worker)
     (summary,) = (await client.get(IMPORT)).json()["imports"]
     assert (await client.delete(IMPORT, params={"importId": summary["importId"]})).status_code == 200
     answer = await client.post(IMPORT, content=body(), headers=KEY)
     assert answer.status_code == 409
     assert "cancelled" in answer.json()["error"]["message"]
+    await finish(worker)
+    (operation,) = (await client.get(PROGRESS)).json()["operations"]
+    assert operation["state"] == "cancelled"
+    assert operation["endedAt"]
 
 
 async def test_two_uploads_with_one_key_at_once_are_one_import(
