@@ -7,10 +7,21 @@ from schemas.ids import UserId
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """Tokens a second, and how many may be taken at once after an idle time. No rate at all is None, not zero."""
+    """Tokens a second, and how many may be taken at once after an idle time; at most so many in any minute, and in each hour
+    and day of UTC. 0: no limit of that kind. No rate at all is None.
+    """
 
     per_second: float
     burst: int
+    per_minute: int = 0
+    per_hour: int = 0
+    per_day: int = 0
+
+    @property
+    def flow(self) -> float:
+        """Tokens a second that may flow for long."""
+        rates = (self.per_second, self.per_minute / 60, self.per_hour / 3_600, self.per_day / 86_400)
+        return min(rate for rate in rates if rate > 0)
 
 
 @dataclass(frozen=True, slots=True)

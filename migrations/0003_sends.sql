@@ -3,19 +3,24 @@
 CREATE TABLE campaign_sends (
   id               uuid PRIMARY KEY,
   user_id          text NOT NULL,
-  campaign_id      text NOT NULL,
+  -- Single mails belong to one send for each user, lane and UTC day, which has no template or sender of its own.
+  lane             text NOT NULL DEFAULT 'campaign' CHECK (lane IN ('campaign', 'bulk', 'transactional')),
+  campaign_id      text NOT NULL,   -- '' in the other lanes
   idempotency_key  text,
   request_hash     bytea NOT NULL,  -- the same key with another request is a conflict
   state            text NOT NULL DEFAULT 'receiving'
                    CHECK (state IN ('receiving', 'running', 'paused', 'incomplete', 'cancelled', 'done')),
-  priority         smallint NOT NULL DEFAULT 2 CHECK (priority BETWEEN 1 AND 3),  -- 1 before 2 before 3
+  priority         smallint NOT NULL DEFAULT 2 CHECK (priority BETWEEN 0 AND 3),  -- 0, transactional, before 1 before 2 before 3
   on_doubt         text NOT NULL DEFAULT 'resend' CHECK (on_doubt IN ('resend', 'skip')),
   template         jsonb NOT NULL,
   sender           jsonb NOT NULL,
+  relay            text,            -- by name; null: whichever there is
+  start_at         timestamptz,     -- nothing is released before; null: at once
   hold             boolean NOT NULL DEFAULT false,  -- paused before it could run
   selection        jsonb,           -- which stored leads; null: recipients came in the body
   selected_until   text COLLATE "C",            -- materialiser's checkpoint: the last email_key taken
   recipients       integer NOT NULL DEFAULT 0,
+  recipients_hash  bytea,           -- over all pages of them so far: a stream that comes again is known by it
   next_position    integer NOT NULL DEFAULT 0,  -- release's cursor
   next_batch       integer NOT NULL DEFAULT 0,
   -- ends that recipients came to on their way in, before any batch
@@ -28,7 +33,7 @@ CREATE TABLE campaign_sends (
 );
 CREATE UNIQUE INDEX campaign_sends_idempotency ON campaign_sends (user_id, idempotency_key);
 CREATE UNIQUE INDEX campaign_sends_active ON campaign_sends (user_id, campaign_id)
-  WHERE state IN ('receiving', 'running', 'paused');  -- one active send at a time per campaign
+  WHERE lane = 'campaign' AND state IN ('receiving', 'running', 'paused');  -- one active send at a time per campaign
 CREATE INDEX campaign_sends_of_campaign ON campaign_sends (user_id, campaign_id, id);  -- sends.sql: sends_of_campaign
 CREATE INDEX campaign_sends_running ON campaign_sends (user_id, priority, id)
   WHERE state = 'running';  -- release.sql: releasable_sends, finish_sends
@@ -88,6 +93,7 @@ CREATE TABLE email_sends (
   email_key      text COLLATE "C" NOT NULL,
   name           text NOT NULL DEFAULT '',
   variables      jsonb NOT NULL DEFAULT '{}',
+  content        jsonb,             -- of a single mail: its template and sender
   state          text NOT NULL DEFAULT 'queued'
                  CHECK (state IN ('queued', 'deferred', 'sent', 'bounced', 'failed', 'unknown', 'suppressed',
                                   'duplicate', 'invalid', 'cancelled')),
@@ -104,6 +110,17 @@ CREATE TABLE email_sends (
 ) PARTITION BY RANGE (send_id);
 CREATE INDEX email_sends_due ON email_sends (send_id, due_at) WHERE due_at IS NOT NULL;  -- release.sql: release_due, finish_sends
 CREATE INDEX email_sends_address ON email_sends (email_key, send_id);  -- sends.sql: add_recipients; erasures.sql: erase_mails
+
+-- Which single mail a key stands for: so each is exactly one row, however often its record or its request comes. Kept longer
+-- than the topic keeps records.
+CREATE TABLE mail_keys (
+  id          uuid PRIMARY KEY,     -- of (user, key): schemas/ids.py, mail_id
+  user_id     text NOT NULL,
+  send_id     uuid NOT NULL,
+  position    integer NOT NULL,
+  created_at  timestamptz NOT NULL DEFAULT now()
+);
+CREATE INDEX mail_keys_by_age ON mail_keys USING brin (created_at);
 
 CREATE TABLE suppressions (
   user_id     text NOT NULL,      -- '' = for everybody
@@ -141,6 +158,7 @@ CREATE TABLE erasures (
 -- Users with mails waiting. A release loop leases a user for a few seconds; `wakes` tells it that work came meanwhile.
 CREATE TABLE release_users (
   user_id       text PRIMARY KEY,
+  weight        real NOT NULL DEFAULT 1 CHECK (weight > 0),  -- of the user's share while others wait, too
   due_at        timestamptz,       -- null: nothing to do
   leased_until  timestamptz NOT NULL DEFAULT '-infinity',
   leased_by     uuid,

@@ -7,7 +7,7 @@ from uuid import UUID
 import msgspec
 from msgspec import Meta, Struct
 
-from schemas.states import OnConflict, OperationKind
+from schemas.states import OnConflict, OnDoubt, OperationKind
 from schemas.topics import CHUNK_MAX_ROWS
 
 VERSION: Final = 1
@@ -40,6 +40,40 @@ class LeadChunk(Struct, frozen=True, kw_only=True):
     columns: list[str] = []
     lines: list[int]
     rows: Annotated[list[Row], Meta(min_length=1, max_length=CHUNK_MAX_ROWS)]
+
+
+class TaskTemplate(Struct, frozen=True, kw_only=True):
+    """minijinja. One of html and text at least."""
+
+    subject: str
+    html: str | None = None
+    text: str | None = None
+
+
+class TaskSender(Struct, frozen=True, kw_only=True, rename="camel"):
+    email: str
+    name: str = ""
+    reply_to: str | None = None
+
+
+class EmailTask(Struct, frozen=True, kw_only=True, rename="camel"):
+    """One mail to one person. The record's key should be the user id; `userId` decides whose mail it is.
+
+    `id` is the producer's own name for the mail: of all records of a user with the same one the first is sent, no other.
+    Without it each record is a mail. `recipientId` is the person's, and given back. `variables` are the template's; `email`,
+    `name` and `id`, which is `recipientId` there, win.
+    """
+
+    v: int = VERSION
+    user_id: UserIdText
+    id: Annotated[str, Meta(min_length=1, max_length=200, pattern=_NO_CONTROLS)] | None = None
+    email: str
+    name: Annotated[str, Meta(max_length=200, pattern=_NO_CONTROLS)] = ""
+    recipient_id: Annotated[str, Meta(max_length=200, pattern=_NO_CONTROLS)] | None = None
+    template: TaskTemplate
+    sender: TaskSender
+    variables: dict[str, Any] = {}
+    on_doubt: OnDoubt = OnDoubt.RESEND
 
 
 class BatchPointer(Struct, frozen=True, kw_only=True):
@@ -103,10 +137,17 @@ def encode(message: Struct) -> bytes:
     return _encoder.encode(message)
 
 
-KINDS: Final[tuple[type[Struct], ...]] = (LeadChunk, UpstreamLead, BatchPointer, ProgressEvent, ProgressBlock)
+KINDS: Final[tuple[type[Struct], ...]] = (
+    LeadChunk,
+    UpstreamLead,
+    EmailTask,
+    BatchPointer,
+    ProgressEvent,
+    ProgressBlock,
+)
 """Every message there is. `schemas.publish` writes down what they look like."""
 
-M = TypeVar("M", LeadChunk, UpstreamLead, BatchPointer, ProgressEvent)
+M = TypeVar("M", LeadChunk, UpstreamLead, EmailTask, BatchPointer, ProgressEvent)
 
 
 def _decoder(kind: type[M]) -> Callable[[bytes], M]:
@@ -124,5 +165,6 @@ def _decoder(kind: type[M]) -> Callable[[bytes], M]:
 
 decode_lead_chunk = _decoder(LeadChunk)
 decode_upstream_lead = _decoder(UpstreamLead)
+decode_email_task = _decoder(EmailTask)
 decode_batch_pointer = _decoder(BatchPointer)
 decode_progress_event = _decoder(ProgressEvent)

@@ -39,6 +39,14 @@ class SendState(StrEnum):
 SEND_FINAL = frozenset({SendState.INCOMPLETE, SendState.CANCELLED, SendState.DONE})
 
 
+class Lane(StrEnum):
+    """What a send is for: a campaign, or the single mails of a user and a UTC day, which may wait or must go now."""
+
+    CAMPAIGN = "campaign"
+    BULK = "bulk"
+    TRANSACTIONAL = "transactional"
+
+
 class BatchState(StrEnum):
     """Of a row of `campaign_send_batches`. Reopened is released again with the next epoch."""
 
@@ -96,6 +104,32 @@ class OnDoubt(StrEnum):
 class OperationKind(StrEnum):
     IMPORT = "import"
     SEND = "send"
+
+
+class SuppressionReason(StrEnum):
+    """Unsubscribe and complaint stop bulk mail; a bounce, and what people or an erasure stopped, stops all mail."""
+
+    UNSUBSCRIBE = "unsubscribe"
+    COMPLAINT = "complaint"
+    BOUNCE = "bounce"
+    MANUAL = "manual"
+    ERASED = "erased"
+
+
+class LimitName(StrEnum):
+    """The limits that each user has."""
+
+    EMAIL_SENDING = "email-sending"
+    LEADS_IMPORT = "leads-import"
+    API = "api"
+
+
+class SharedLimitKind(StrEnum):
+    """The limits of what all users share."""
+
+    SENDING_DOMAIN = "sending-domain"
+    RECIPIENT_DOMAIN = "recipient-domain"
+    RELAY = "relay"
 
 
 class KeyScope(StrEnum):

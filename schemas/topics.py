@@ -55,6 +55,22 @@ EMAILS_BATCHES = Topic(
     retention=timedelta(days=3),
     read_by="worker emails",
 )
+EMAILS_TASKS = Topic(
+    name="emails.tasks",
+    key="user id",
+    message="EmailTask",
+    retention=timedelta(days=14),
+    broker_time=True,
+    read_by="worker emails",
+)
+EMAILS_TRANSACTIONAL = Topic(
+    name="emails.transactional",
+    key="user id",
+    message="EmailTask, or the BatchPointer of mails that were deferred",
+    retention=timedelta(days=14),
+    broker_time=True,
+    read_by="worker transactional",
+)
 PROGRESS_EVENTS = Topic(
     name="progress.events",
     key="operation id",
@@ -62,7 +78,7 @@ PROGRESS_EVENTS = Topic(
     retention=timedelta(days=7),
     read_by="worker progress",
 )
-SOURCES = (LEADS_CHUNKS, LEADS_UPSTREAM, EMAILS_BATCHES, PROGRESS_EVENTS)
+SOURCES = (LEADS_CHUNKS, LEADS_UPSTREAM, EMAILS_BATCHES, EMAILS_TASKS, EMAILS_TRANSACTIONAL, PROGRESS_EVENTS)
 
 PROGRESS_TABLE = "progress"
 PROGRESS_CHANGELOG = "-progress-changelog"
