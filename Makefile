@@ -2,7 +2,7 @@
 PYTHON ?= python3
 PY := .venv/bin/python
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check fmt slow bench-import up down clean lock
+.PHONY: help install demo test check fmt slow bench-transactional bench-import bench-wire bench-limits bench-find bench-release bench-fairness bench-users up down clean lock
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /|/' | awk -F'|' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -32,6 +32,27 @@ slow: install ## what takes minutes: twenty starts of the consumer race, servers
 
 bench-import: install ## 2,000,000 leads over HTTP beside one raw COPY; ROWS=… for fewer
 	@$(PY) -m bench.imports
+
+bench-limits: install ## what arrives under a limit: one worker, four, one of them killed, Valkey flushed; RATE=… SECONDS=…
+	@$(PY) -m bench.limits
+
+bench-find: install ## one address among 10,000,000 mails, over HTTP; ROWS=… for fewer
+	@$(PY) -m bench.find
+
+bench-transactional: install ## a transactional mail's way while BULK=… (1,000,000) bulk mails are sent; first mail of a campaign
+	@$(PY) -m bench.transactional
+
+bench-wire: install ## 200,000 mails to the sink, written ahead and one by one, beside a bare loop; MAILS=… for fewer
+	@$(PY) -m bench.wire
+
+bench-release: install ## 2,000,000 mails of one user, the first 100,000 beside the last; ROWS=… for fewer
+	@$(PY) -m bench.release
+
+bench-fairness: install ## 100 mails alone and beside 1,000,000; ROWS=… for fewer
+	@$(PY) -m bench.fairness
+
+bench-users: install ## 10,000 users without a limit; USERS=…, MAILS=…, SECONDS=…
+	@$(PY) -m bench.users
 
 up: install ## leave everything running; prints addresses and a fresh API key
 	@$(PY) -m devstack up

@@ -7,11 +7,36 @@ from fastapi import FastAPI
 
 from api import errors
 from api.document import Api
+from api.limits import LimitHeaders
 from api.resources import open_resources
-from api.routes import health, imports, leads, progress, sends
+from api.routes import (
+    emails,
+    health,
+    imports,
+    leads,
+    mails,
+    progress,
+    rate_limit,
+    recipients,
+    relays,
+    sends,
+    suppressions,
+)
 from core.settings import Settings
 
-ROUTERS = (imports.router, leads.router, sends.router, progress.router, health.router)
+ROUTERS = (
+    imports.router,
+    leads.router,
+    sends.router,
+    recipients.router,
+    progress.router,
+    emails.router,
+    mails.router,
+    suppressions.router,
+    rate_limit.router,
+    relays.router,
+    health.router,
+)
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -23,6 +48,7 @@ def create_app(settings: Settings) -> FastAPI:
 
     app = Api(title="MailGenius queue", lifespan=lifespan, responses=errors.ERROR_ANSWERS)
     errors.install(app)
+    app.add_middleware(LimitHeaders)
     for router in ROUTERS:
         app.include_router(router)
     return app

@@ -11,7 +11,7 @@ async def read_body(request: Request, limit: int, way_round: str) -> bytes:
     """Raises TooLarge as soon as it is known that the body has more than `limit` bytes."""
     length = request.headers.get("content-length", "")
     if length.isdecimal() and int(length) > limit:
-        raise _too_large(limit, way_round)
+        raise too_large(limit, way_round)
     return await collect(request.stream(), limit, way_round)
 
 
@@ -21,9 +21,9 @@ async def collect(body: AsyncIterator[bytes], limit: int, way_round: str) -> byt
     async for block in body:
         whole += block
         if len(whole) > limit:
-            raise _too_large(limit, way_round)
+            raise too_large(limit, way_round)
     return bytes(whole)
 
 
-def _too_large(limit: int, way_round: str) -> TooLarge:
+def too_large(limit: int, way_round: str) -> TooLarge:
     return TooLarge(f"the body is larger than {limit // 2**20} MiB; {way_round}")

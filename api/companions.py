@@ -16,6 +16,7 @@ Command = tuple[str, ...]
 WORKERS: Sequence[Command] = (
     ("-m", "streams", "worker", "leads"),
     ("-m", "streams", "worker", "emails"),
+    ("-m", "streams", "worker", "transactional"),
     ("-m", "streams", "worker", "progress"),
     ("-m", "streams", "release"),
     ("-m", "streams", "maintenance"),

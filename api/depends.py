@@ -3,10 +3,11 @@
 from typing import Annotated
 from uuid import UUID
 
-from fastapi import Depends, Header, Query, Security
+from fastapi import Depends, Header, Query, Request, Security
 from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
 
 from api.auth import user_of
+from api.limits import admit_request
 from api.resources import Resources, resources_of
 from core.errors import Unauthenticated
 from schemas.http import IdText
@@ -20,6 +21,7 @@ Use = Annotated[Resources, Depends(resources_of)]
 
 
 async def authenticated(
+    request: Request,
     use: Use,
     bearer: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)],
     header: Annotated[str | None, Security(_header)],
@@ -27,7 +29,9 @@ async def authenticated(
     secret = bearer.credentials if bearer is not None else header
     if not secret:
         raise Unauthenticated("an API key is needed: Authorization: Bearer mg_…, or X-API-Key")
-    return await use.keys.find(use.database, secret)
+    key = await use.keys.find(use.database, secret)
+    await admit_request(request, use, key)
+    return key
 
 
 Caller = Annotated[Key, Depends(authenticated)]

@@ -5,10 +5,34 @@ from typing import Any
 from fastapi import FastAPI
 from pydantic import BaseModel
 
-from schemas.http import ErasureRequest, LeadBody, LeadPatch, LeadTagging, SendRequest
+from schemas.http import (
+    ErasureRequest,
+    LeadBody,
+    LeadPatch,
+    LeadTagging,
+    RelayOrder,
+    RelayPatch,
+    RelayTestOrder,
+    RetryOrder,
+    SendRequest,
+    SingleMails,
+    SuppressionOrder,
+)
 
 REFERENCE = "#/components/schemas/{model}"
-READ_BY_ROUTES = (SendRequest, LeadBody, LeadPatch, LeadTagging, ErasureRequest)
+READ_BY_ROUTES = (
+    SendRequest,
+    RetryOrder,
+    LeadBody,
+    LeadPatch,
+    LeadTagging,
+    ErasureRequest,
+    SuppressionOrder,
+    SingleMails,
+    RelayOrder,
+    RelayPatch,
+    RelayTestOrder,
+)
 
 
 class Api(FastAPI):

@@ -14,6 +14,7 @@ from core.errors import InvalidInput
 from schemas.http import Erased, ErasedRows
 from schemas.ids import ImportId, UserId
 from store.erasures import (
+    erase_answers,
     erase_checkpoints,
     erase_dead_letters,
     erase_lead,
@@ -36,6 +37,7 @@ DEAD_LETTERS_AT_ONCE: Final = 100
 KEPT: Final = (
     "Kafka: records of imports (14 days), of upstream and of dead letters keep the address until their retention is over.",
     "Backups of the database, until they are replaced.",
+    "Months of mails that were detached from the table: erase again once they are attached.",
     "Mails whose address was none, and other people's names, attributes and variables that mention it.",
 )
 
@@ -56,6 +58,7 @@ async def erase_address(use: Resources, user_id: UserId, email: str, requested_b
     mails, in_hand = await _mails(use, user_id, key, erasure.address)
     async with use.database.connection() as connection:
         checkpoints = await erase_checkpoints(connection, user_id, key)
+        await erase_answers(connection, user_id, in_text(forms))
     rejected = await _rejects(use, user_id, in_text(forms))
     dead_letters = await _dead_letters(use, user_id, in_bytes(forms))
     rows = ErasedRows(

@@ -32,6 +32,9 @@ class _Part:
     def disposition(self) -> dict[bytes, bytes]:
         return parse_options_header(self.headers.get("content-disposition"))[1]
 
+    def name(self) -> str:
+        return self.disposition().get(b"name", b"").decode("utf-8", "replace")
+
     def file(self) -> File | None:
         """A part with a file name, or with a type of its own."""
         name = self.disposition().get(b"filename")
@@ -42,11 +45,23 @@ class _Part:
 
 
 class Form:
-    """`fields` and `file` are there once `open` is through; `read` gives the file's bytes. What comes after it is not used."""
+    """`fields` and `file` are there once `open` is through; `read` gives the file's bytes. What comes after it is not used.
 
-    def __init__(self, body: AsyncIterator[bytes], boundary: str) -> None:
+    `never_a_file` names a part that is a field, also where it says that it is a file or has a type.
+    """
+
+    def __init__(
+        self,
+        body: AsyncIterator[bytes],
+        boundary: str,
+        *,
+        fields_max: int = FIELDS_MAX_BYTES,
+        never_a_file: str | None = None,
+    ) -> None:
         self.fields: dict[str, list[str]] = {}
         self.file: File | None = None
+        self._fields_max = fields_max
+        self._never_a_file = never_a_file
         self._body = body
         self._part = _Part()
         self._parts = self._kept = 0
@@ -109,8 +124,8 @@ class Form:
 
     def _keep(self, where: bytearray, data: bytes) -> None:
         self._kept += len(data)
-        if self._kept > FIELDS_MAX_BYTES:
-            raise TooLarge(f"the form's fields are larger than {FIELDS_MAX_BYTES // 1024} KiB; rows go into a file")
+        if self._kept > self._fields_max:
+            raise TooLarge(f"the form's fields are larger than {self._fields_max // 1024} KiB; rows go into a file")
         where += data
 
     def _header_ends(self) -> None:
@@ -119,7 +134,7 @@ class Form:
         part.header, part.value = bytearray(), bytearray()
 
     def _headers_end(self) -> None:
-        if self.file is None:
+        if self.file is None and self._part.name() != self._never_a_file:
             self.file = self._part.file()
 
     def _data(self, data: bytes, start: int, end: int) -> None:
@@ -132,8 +147,7 @@ class Form:
         if self.file is not None:
             self._file_ended = True
             return
-        name = self._part.disposition().get(b"name", b"").decode("utf-8", "replace")
-        self.fields.setdefault(name, []).append(self._part.data.decode("utf-8", "replace"))
+        self.fields.setdefault(self._part.name(), []).append(self._part.data.decode("utf-8", "replace"))
 
     def _all_ends(self) -> None:
         self._ended = True

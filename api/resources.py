@@ -14,7 +14,7 @@ from api.auth import KeyCache
 from core.errors import Unavailable
 from core.settings import Settings
 from store.kafka import Producer
-from store.limits import Limiter
+from store.limits import Factors, LimitBook, Limiter
 from store.live import LiveProgress
 from store.postgres import Database
 from store.redis import connect
@@ -32,6 +32,8 @@ class Resources:
     producer: Producer
     redis: Redis
     limiter: Limiter
+    book: LimitBook
+    factors: Factors
     live: LiveProgress
     keys: KeyCache
 
@@ -41,13 +43,14 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
     """What is away answers Unavailable until it is there; the producer and Redis connect by themselves when used."""
     database, producer, redis = Database(settings.postgres), Producer(settings.kafka), connect(settings.redis)
     prefix = settings.redis.redis_prefix
-    live, limiter = LiveProgress(redis, prefix), Limiter(redis, prefix)
+    live, limiter = LiveProgress(redis, prefix), Limiter(redis, prefix, database)
     opening: asyncio.Task[None] | None = None
     try:
         here, _ = await asyncio.gather(_opened(database), _opened(producer))
         if not here:
             opening = asyncio.create_task(_open_later(database), name="open-database")
-        yield Resources(settings, database, producer, redis, limiter, live, KeyCache())
+        book, factors = LimitBook(database, settings.limits), Factors(redis, prefix)
+        yield Resources(settings, database, producer, redis, limiter, book, factors, live, KeyCache())
     finally:
         if opening is not None:
             opening.cancel()

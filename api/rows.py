@@ -72,8 +72,8 @@ async def open_body(request: Request, query: ImportOptions, content_type: str, c
 
     Raises UnsupportedType for a body that is none of ACCEPTED, InvalidInput for an option it does not have, TooLarge.
     """
-    kind, charset, boundary = _read_type(content_type)
-    gunzip = _gunzip(content_encoding)
+    kind, charset, boundary = read_type(content_type)
+    gunzip = gunzip_of(content_encoding)
     if kind == JSON and gunzip is None:
         return _json(await read_body(request, IMPORT_JSON_MAX_BYTES, _WAY_ROUND), query)
     body = pieces(request.stream(), gunzip)
@@ -82,18 +82,19 @@ async def open_body(request: Request, query: ImportOptions, content_type: str, c
     if kind == FORM:
         form = Form(body, boundary)
         file = await form.open()
-        return await _stream(form.read(), _with_fields(query, form.fields), *_read_file(file))
+        return await open_stream(form.read(), _with_fields(query, form.fields), *read_file(file))
     if kind not in TYPES and kind not in GZIPS:
         raise UnsupportedType(f"the Content-Type is one of: {', '.join(ACCEPTED)}")
-    return await _stream(body, query, TYPES.get(kind), charset, kind in GZIPS)
+    return await open_stream(body, query, TYPES.get(kind), charset, kind in GZIPS)
 
 
 _WAY_ROUND: Final = f"more leads go as a stream, one JSON object a line: {NDJSON}"
 
 
-async def _stream(
+async def open_stream(
     body: AsyncIterator[bytes], options: ImportOptions, format: Format | None, charset: str | None, packed: bool
 ) -> Incoming:
+    """`packed`: the rows themselves are gzip. Without a format it is found out."""
     if packed:
         body = pieces(body, Gunzip())
     if format is None:
@@ -102,7 +103,7 @@ async def _stream(
     return Incoming(options, reader, read_rows(body, reader))
 
 
-def _read_type(content_type: str) -> tuple[str, str | None, str]:
+def read_type(content_type: str) -> tuple[str, str | None, str]:
     """The type, its charset and its boundary."""
     header = Message()
     header["content-type"] = content_type
@@ -110,9 +111,9 @@ def _read_type(content_type: str) -> tuple[str, str | None, str]:
     return kind, header.get_content_charset(), str(header.get_boundary(""))
 
 
-def _read_file(file: File) -> tuple[Format | None, str | None, bool]:
+def read_file(file: File) -> tuple[Format | None, str | None, bool]:
     """Format, charset, and whether it is packed. Browsers know few types, so where one says little the name does."""
-    kind, charset, _ = _read_type(file.content_type)
+    kind, charset, _ = read_type(file.content_type)
     name = PurePath(file.name.lower())
     packed = kind in GZIPS or name.suffix == ".gz"
     if name.suffix == ".gz":
@@ -228,7 +229,8 @@ async def pieces(body: AsyncIterator[bytes], gunzip: Gunzip | None) -> AsyncIter
         gunzip.finish()
 
 
-def _gunzip(content_encoding: str) -> Gunzip | None:
+def gunzip_of(content_encoding: str) -> Gunzip | None:
+    """Raises UnsupportedType for any other encoding than gzip."""
     match content_encoding.strip().lower():
         case "" | "identity":
             return None

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import assert_never
 
-from core.replies import About, Reply, Stage, classify
+from core.replies import About, Reply, ReplyClass, Stage, classify
 from core.retry import RetryPolicy
 from schemas.states import MailState, OnDoubt
 
@@ -50,7 +50,7 @@ Delivery = Accepted | Refused | Lost | InDoubt | NotBegun
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """What is written in the ledger for the mail at `position`. `delay`: seconds until it is due again, when deferred.
-    `attempted`: whether it counts as an attempt.
+    `attempted`: whether it counts as an attempt. `suppresses`: the address is not to be written to again.
     """
 
     position: int
@@ -61,20 +61,32 @@ class Outcome:
     relay: str
     delay: float | None
     attempted: bool
+    suppresses: bool = False
 
 
 def decide(
-    delivery: Delivery, *, position: int, attempts_so_far: int, on_doubt: OnDoubt, relay: str, retry: RetryPolicy
+    delivery: Delivery,
+    *,
+    position: int,
+    attempts_so_far: int,
+    on_doubt: OnDoubt,
+    relay: str,
+    retry: RetryPolicy,
+    age: float | None = None,
 ) -> Outcome | None:
-    """None for a mail that was not begun: its row stays as it is."""
+    """None for a mail that was not begun: its row stays as it is. `age`: seconds since the mail was first due; it then ends by
+    time instead of by attempts, and what was the relay's failure alone is no attempt.
+    """
+    meaning = classify(delivery.reply, delivery.stage) if isinstance(delivery, Refused) else None
+    attempted = age is None or not _is_relay_failure(delivery, meaning)
     # What another attempt would give: a due time, or the end.
-    delay = retry.delay(attempts_so_far + 1)
+    delay = retry.delay(attempts_so_far + 1 if attempted else 1, wait=meaning.wait if meaning else None, age=age)
     again = MailState.FAILED if delay is None else MailState.DEFERRED
     match delivery:
         case Accepted(reply):
             state = MailState.SENT
-        case Refused(reply, stage):
-            state = _refused(reply, stage, again)
+        case Refused(reply):
+            state = _refused(meaning, again)
         case Lost(reason):
             reply, state = Reply(0, None, f"connection lost: {reason}"), again
         case InDoubt(reason):
@@ -93,7 +105,8 @@ def decide(
         reply=reply.text,
         relay=relay,
         delay=delay if state is MailState.DEFERRED else None,
-        attempted=True,
+        attempted=attempted,
+        suppresses=meaning is not None and meaning.suppresses,
     )
 
 
@@ -102,8 +115,14 @@ def unsendable(position: int, reason: str) -> Outcome:
     return Outcome(position, MailState.FAILED, None, None, reason, "", None, attempted=False)
 
 
-def _refused(reply: Reply, stage: Stage, again: MailState) -> MailState:
-    meaning = classify(reply, stage)
-    if not meaning.permanent:
+def _is_relay_failure(delivery: Delivery, meaning: ReplyClass | None) -> bool:
+    """Says nothing about the mail: the connection was lost, or the relay shut down (421) for no reason of policy."""
+    if isinstance(delivery, Refused):
+        return delivery.reply.code == 421 and meaning is not None and not meaning.policy
+    return isinstance(delivery, Lost)
+
+
+def _refused(meaning: ReplyClass | None, again: MailState) -> MailState:
+    if meaning is None or not meaning.permanent:
         return again
     return MailState.BOUNCED if meaning.about is About.RECIPIENT else MailState.FAILED

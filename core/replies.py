@@ -1,8 +1,10 @@
-"""What a relay's reply means: temporary or permanent (RFC 5321 section 4.2), and about what (RFC 3463)."""
+"""What a relay's reply means: temporary or permanent (RFC 5321 section 4.2), about what (RFC 3463), and whether by policy."""
 
 import re
 from dataclasses import dataclass
 from enum import StrEnum
+
+from core.reply_texts import GREYLISTED_FOR, Meaning, meaning_of, named_wait
 
 MAX_TEXT = 500
 
@@ -39,30 +41,95 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class ReplyClass:
+    """`policy`: it might have gone, if it had come from others, or more slowly, or with other words. `no_mailbox`: there is
+    nobody at this address. `wait`: seconds, where a temporary reply says when to come back.
+    """
+
     permanent: bool
     about: About
+    policy: bool = False
+    no_mailbox: bool = False
+    wait: float | None = None
+
+    @property
+    def suppresses(self) -> bool:
+        """Whether the address must not be written to again: only when it is certain that nobody is there. A full or disabled
+        mailbox may come back, policy is mostly about us, and a bare 550 may be either (RFC 5321, 4.2.3).
+        """
+        return self.permanent and self.no_mailbox and self.about is About.RECIPIENT and not self.policy
 
 
 def parse_reply(code: int, text: str) -> Reply:
     """`text` may have several lines, each with the enhanced code before it (RFC 2034), and bytes that are not UTF-8
     as surrogates. The result is one line that any database stores.
     """
+    if len(text) <= MAX_TEXT and text.isascii() and text.isprintable():  # nearly all are, and it costs half
+        enhanced, said = _split(code, text)
+        return Reply(code, enhanced, " ".join(said.split()))
     enhanced = None
     lines = []
     for line in text.encode("utf-8", "surrogateescape").decode("utf-8", "replace").splitlines():
-        found = _ENHANCED.match(line)
-        # RFC 2034: the class is the reply's own first digit. Else it is only text.
-        if found and found[1][0] == str(code)[0]:
-            enhanced = enhanced or found[1]
-            lines.append(_said(line[found.end() :]))
-        else:
-            lines.append(_said(line))
+        found, said = _split(code, line)
+        enhanced = enhanced or found
+        lines.append(_said(said))
     return Reply(code, enhanced, " ".join(line for line in lines if line)[:MAX_TEXT])
 
 
 def classify(reply: Reply, stage: Stage) -> ReplyClass:
-    """For 4yz and 5yz. The enhanced code tells more than the basic one; where neither tells, the stage decides."""
-    return ReplyClass(reply.code >= 500, _about(reply, stage))
+    """For 4yz and 5yz. The first digit says whether it is permanent; about whom it is, a text that is known tells best, then
+    the enhanced code, then the basic one; where none tells, the stage decides.
+    """
+    permanent = reply.code >= 500
+    meaning = meaning_of(reply.text)
+    known = None if meaning is None or stage is Stage.MAIL else _MEANINGS.get(meaning)
+    if meaning in _POLICY:
+        about, policy = _about_policy(reply, stage, meaning), True
+    else:
+        about, policy = known or _about(reply, stage), known is None and _is_policy(reply)
+    return ReplyClass(
+        permanent,
+        about,
+        policy,
+        no_mailbox=about is About.RECIPIENT and stage is not Stage.MAIL and _says_no_mailbox(reply, meaning),
+        wait=None if permanent else _wait(reply, meaning),
+    )
+
+
+_POLICY = frozenset({Meaning.BLOCKED, Meaning.UNWANTED, Meaning.GREYLISTED})
+_MEANINGS = {
+    Meaning.NO_MAILBOX: About.RECIPIENT,
+    Meaning.FULL: About.RECIPIENT,
+    Meaning.DISABLED: About.RECIPIENT,
+    Meaning.TOO_LARGE: About.MESSAGE,
+    Meaning.NO_RELAY: About.RELAY,
+}
+_NO_MAILBOX = frozenset({"1.1", "1.2", "1.3", "1.6", "1.10"})
+"""No such mailbox, no such domain, no address at all, moved away, a domain that takes no mail (RFC 3463, 3.2; RFC 7505)."""
+_NO_POLICY = frozenset({"7.8", "7.9", "7.17", "7.18"})
+"""A wrong password, and mailboxes or domains that have a new owner."""
+
+
+def _about_policy(reply: Reply, stage: Stage, meaning: Meaning | None) -> About:
+    about = _about(reply, stage)
+    if meaning is Meaning.UNWANTED:
+        return About.MESSAGE
+    # Never the recipient's fault, whatever code comes with it.
+    return About.SENDER if about is About.RECIPIENT else about
+
+
+def _is_policy(reply: Reply) -> bool:
+    key = _keys(reply)[0]
+    return reply.enhanced is not None and key.startswith("7.") and key not in _NO_POLICY
+
+
+def _says_no_mailbox(reply: Reply, meaning: Meaning | None) -> bool:
+    if meaning is not None:
+        return meaning is Meaning.NO_MAILBOX
+    return reply.code == 556 if reply.enhanced is None else _keys(reply)[0] in _NO_MAILBOX
+
+
+def _wait(reply: Reply, meaning: Meaning | None) -> float | None:
+    return named_wait(reply.text) or (GREYLISTED_FOR if meaning is Meaning.GREYLISTED else None)
 
 
 _TABLE: dict[tuple[Stage | None, str], About] = {
@@ -121,6 +188,14 @@ def _keys(reply: Reply) -> list[str]:
         return [str(reply.code)]
     _, subject, detail = reply.enhanced.split(".")
     return [f"{subject}.{detail}", subject, str(reply.code)]
+
+
+def _split(code: int, line: str) -> tuple[str | None, str]:
+    """RFC 2034: the class of the enhanced code is the reply's own first digit. Else it is only text."""
+    found = _ENHANCED.match(line)
+    if found and found[1][0] == str(code)[0]:
+        return found[1], line[found.end() :]
+    return None, line
 
 
 def _said(line: str) -> str:

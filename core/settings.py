@@ -8,9 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 
 from core.errors import Misconfigured
+from core.relays import DEFAULT
+from core.secrets import KeyRing, parse_keys
+from schemas.states import RelayTls
 
 Port = Annotated[int, Field(ge=1, le=65535)]
 
@@ -51,9 +54,18 @@ class LimitSettings(_Group):
     rate_limit_enabled: bool = True
     limit_email_sending_rate: Annotated[float, Field(ge=0)] = 0
     limit_email_sending_burst: Annotated[int, Field(ge=1)] = 100
+    limit_email_sending_per_minute: Annotated[int, Field(ge=0)] = 0
+    limit_email_sending_per_hour: Annotated[int, Field(ge=0)] = 0
+    limit_email_sending_per_day: Annotated[int, Field(ge=0)] = 0
     limit_leads_import_rate: Annotated[float, Field(ge=0)] = 0
     limit_leads_import_burst: Annotated[int, Field(ge=1)] = 10
+    limit_leads_import_per_hour: Annotated[int, Field(ge=0)] = 0
+    limit_leads_import_per_day: Annotated[int, Field(ge=0)] = 0
+    limit_api_rate: Annotated[float, Field(ge=0)] = 0
+    limit_api_burst: Annotated[int, Field(ge=1)] = 50
+    limit_api_per_minute: Annotated[int, Field(ge=0)] = 0
     limit_bulk_share: Annotated[float, Field(gt=0, le=1)] = 0.9
+    limit_adaptive: bool = True
 
 
 class ImportSettings(_Group):
@@ -63,10 +75,42 @@ class ImportSettings(_Group):
 
 class SendSettings(_Group):
     send_batch_size: Annotated[int, Field(ge=1, le=100)] = 100
+    send_retry_base: Annotated[float, Field(gt=0)] = 60
+    send_retry_factor: Annotated[float, Field(ge=1)] = 3
+    send_retry_cap: Annotated[float, Field(gt=0)] = 4 * 3600
+    send_retry_total: Annotated[float, Field(gt=0)] = 24 * 3600
     smtp_host: str = "127.0.0.1"
     smtp_port: Port = 25
     smtp_connections: Annotated[int, Field(ge=1, le=200)] = 8
     smtp_helo_name: str = "localhost"
+    smtp_tls: RelayTls = RelayTls.NONE
+    smtp_verify: bool = True
+    smtp_ca_file: str | None = None
+    smtp_username: str | None = None
+    smtp_password: SecretStr | None = None
+
+    @property
+    def relay(self) -> str:
+        """As outcomes and limits call it."""
+        return DEFAULT
+
+
+class RelaysSettings(_Group):
+    """Of relays that are rows. `secret_keys` is read by core/secrets.py."""
+
+    secret_keys: SecretStr | None = None
+    relay_private_addresses: bool = False
+
+    @field_validator("secret_keys")
+    @classmethod
+    def _can_be_used(cls, keys: SecretStr | None) -> SecretStr | None:
+        parse_keys(keys.get_secret_value() if keys else "")
+        return keys
+
+    @property
+    def ring(self) -> KeyRing:
+        """Empty where no key is set."""
+        return parse_keys(self.secret_keys.get_secret_value() if self.secret_keys else "")
 
 
 class ProcessSettings(_Group):
@@ -82,6 +126,7 @@ class Settings(_Group):
     limits: LimitSettings = LimitSettings()
     imports: ImportSettings = ImportSettings()
     sending: SendSettings = SendSettings()
+    relays: RelaysSettings = RelaysSettings()
     process: ProcessSettings = ProcessSettings()
 
 
@@ -121,4 +166,4 @@ def _value(name: str, given: Mapping[str, str]) -> str | None:
 
 def _complaint(error: Any) -> str:
     name = str(error["loc"][-1]).upper()
-    return f"{name}: {error['msg']}"
+    return f"{name}: {error['msg'].removeprefix('Value error, ')}"

@@ -9,7 +9,7 @@ import asyncpg
 import httpx
 import msgspec
 
-from mailer.mime import parse_message_id
+from core.message_ids import parse_message_id
 
 SLACK = 0.5
 """Seconds a mail may take from its token to the sink: in any interval T at most rate × (T + SLACK) + burst arrive."""

@@ -18,6 +18,7 @@ PROCESSES = (
     Process("api", ("-m", "api"), "http://{API_HOST}:{API_PORT}/readyz"),
     Process("leads", ("-m", "streams", "worker", "leads")),
     Process("emails", ("-m", "streams", "worker", "emails")),
+    Process("transactional", ("-m", "streams", "worker", "transactional")),
     Process("progress", ("-m", "streams", "worker", "progress")),
     Process("release", ("-m", "streams", "release")),
     Process("maintenance", ("-m", "streams", "maintenance")),

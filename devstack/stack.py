@@ -61,6 +61,7 @@ class Stack:
             "REDIS_PORT": str(self.valkey.port),
             "SMTP_HOST": self.sink.host,
             "SMTP_PORT": str(self.sink.port),
+            "RELAY_PRIVATE_ADDRESSES": "true",
             "SINK_URL": self.sink.control_url,
         }
 

@@ -14,13 +14,13 @@ from uuid import UUID
 from email_validator import EmailNotValidError, validate_email
 
 from core.errors import InvalidInput
+from core.message_ids import message_id
 from core.templates import Rendered, RenderFailed, Template, one_line
 
 _ATOMS = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+"
 _PLAIN_ADDRESS = re.compile(rf"{_ATOMS}(?:\.{_ATOMS})*@[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)*")
 _PLAIN_PHRASE = re.compile(rf"{_ATOMS}(?: {_ATOMS})*")
 _PRINTABLE = re.compile(r"[ -~]*")
-_MESSAGE_ID = re.compile(r"<([0-9a-f]{32})\.(0|[1-9]\d*)@([^<>@\s]+)>")
 
 _FOLD = "\r\n "
 _LINE = 76
@@ -80,6 +80,11 @@ class CompiledMail:
         lines += ["Precedence: bulk", "MIME-Version: 1.0"]
         self._head = "\r\n".join(lines)
 
+    @property
+    def sending_domain(self) -> str:
+        """Of the envelope sender, as limits name it."""
+        return self._domain.lower()
+
     def build(
         self, position: int, email: str, name: str | None, variables: Mapping[str, Any], recipient_id: str | None
     ) -> Envelope:
@@ -122,17 +127,6 @@ class CompiledMail:
 def compile_mail(send_id: UUID, template: Template, sender: Sender) -> CompiledMail:
     """Once a send; `build` then makes its mails, in any order and in any process, the same but for their Date."""
     return CompiledMail(send_id, template, sender)
-
-
-def message_id(send_id: UUID, position: int, domain: str) -> str:
-    """With its angle brackets. The same for every attempt at a mail, so that a second copy can be told."""
-    return f"<{send_id.hex}.{position}@{domain}>"
-
-
-def parse_message_id(text: str) -> tuple[UUID, int, str] | None:
-    """Send, position and domain; None when `message_id` did not make it."""
-    found = _MESSAGE_ID.fullmatch(text)
-    return (UUID(found[1]), int(found[2]), found[3]) if found else None
 
 
 def _variables(email: str, name: str | None, variables: Mapping[str, Any], recipient_id: str | None) -> dict[str, Any]:

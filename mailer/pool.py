@@ -4,24 +4,33 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import structlog
+
 from core.errors import Unavailable
-from mailer.smtp import RFC_TIMEOUTS, Connection, RelaySettings, Timeouts, connect
+from mailer.relay import RFC_TIMEOUTS, RelaySettings, Timeouts, Tls, Trust, tls_context
+from mailer.smtp import Connection, connect
 
 _ASK_AFTER = 2.0
 """Seconds of idling after which a connection is asked (NOOP) before it is used: relays close idle ones, and the first
 mail over it would pay with an attempt."""
 
+log = structlog.get_logger(__name__)
+
 
 class Connections:
-    """Connects when first asked to. Closed with `close`, once."""
+    """Connects when first asked to. Closed with `close`, once. Raises Misconfigured."""
 
     def __init__(self, relay: RelaySettings, timeouts: Timeouts = RFC_TIMEOUTS) -> None:
+        if relay.tls is not Tls.NONE:
+            tls_context(relay)  # a wrong file is to stop the start, not the first mail
         self._relay = relay
+        self._trust = Trust(relay.pipelining)
         self._timeouts = timeouts
         self._slots = asyncio.Semaphore(relay.connections)
         self._idle: list[Connection] = []
         self._busy: set[Connection] = set()
         self._closed = False
+        self._told = False
 
     @property
     def relay(self) -> RelaySettings:
@@ -40,6 +49,7 @@ class Connections:
                 self._busy.discard(connection)
                 if connection.usable:
                     self._idle.append(connection)
+                self._tell_lost_trust()
 
     def drop(self, reason: str) -> None:
         """Cuts all connections, also those in use; the next user gets a new one."""
@@ -66,7 +76,7 @@ class Connections:
 
     async def _take(self) -> Connection:
         self._check_open()
-        connection = await self._kept() or await connect(self._relay, self._timeouts)
+        connection = await self._kept() or await connect(self._relay, self._timeouts, self._trust)
         if self._closed:  # while this one was made or asked
             await connection.quit()
             self._check_open()
@@ -86,6 +96,11 @@ class Connections:
             await connection.quit()
             return False
         return connection.idle < _ASK_AFTER or await connection.answers(self._timeouts.connect)
+
+    def _tell_lost_trust(self) -> None:
+        if self._trust.lost and self._relay.pipelining and not self._told:
+            self._told = True
+            log.warning("one by one from now on", relay=self._relay.name, reason=self._trust.lost)
 
     def _check_open(self) -> None:
         if self._closed:

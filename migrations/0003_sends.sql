@@ -35,6 +35,7 @@ CREATE UNIQUE INDEX campaign_sends_idempotency ON campaign_sends (user_id, idemp
 CREATE UNIQUE INDEX campaign_sends_active ON campaign_sends (user_id, campaign_id)
   WHERE lane = 'campaign' AND state IN ('receiving', 'running', 'paused');  -- one active send at a time per campaign
 CREATE INDEX campaign_sends_of_campaign ON campaign_sends (user_id, campaign_id, id);  -- sends.sql: sends_of_campaign
+CREATE INDEX campaign_sends_by_user ON campaign_sends (user_id, id) WHERE lane = 'campaign';  -- sends.sql: list_sends
 CREATE INDEX campaign_sends_running ON campaign_sends (user_id, priority, id)
   WHERE state = 'running';  -- release.sql: releasable_sends, finish_sends
 CREATE INDEX campaign_sends_receiving ON campaign_sends (progress_at)
@@ -62,6 +63,7 @@ CREATE TABLE campaign_send_batches (
   unknown         integer NOT NULL DEFAULT 0,
   suppressed      integer NOT NULL DEFAULT 0,
   cancelled       integer NOT NULL DEFAULT 0,
+  attempted       integer NOT NULL DEFAULT 0,  -- times that one of its mails went on the wire
   not_before      timestamptz NOT NULL DEFAULT '-infinity',  -- a returned one waits until then
   released_at     timestamptz NOT NULL DEFAULT now(),
   published_at    timestamptz,
@@ -71,12 +73,13 @@ CREATE TABLE campaign_send_batches (
   announced_at    timestamptz,
   UNIQUE (send_id, number)  -- sends.sql: send_counts
 );
-CREATE INDEX campaign_send_batches_open ON campaign_send_batches (user_id, state)
-  WHERE state <> 'done';  -- release.sql: open_mails, reopen_batches
+CREATE INDEX campaign_send_batches_open ON campaign_send_batches (user_id, send_id)
+  WHERE state <> 'done';  -- release.sql: open_mails, returned_batches, finish_sends
 CREATE INDEX campaign_send_batches_released ON campaign_send_batches (released_at)
   WHERE state = 'released';  -- release.sql: batches_to_publish
 CREATE INDEX campaign_send_batches_claimed ON campaign_send_batches (worker)
   WHERE state = 'claimed';  -- workers.sql: rescue_batches
+CREATE INDEX campaign_send_batches_ended ON campaign_send_batches USING brin (done_at);  -- limits.sql: mails_by_user, mails_by_sending_domain, mails_by_recipient_domain, mails_by_relay
 CREATE INDEX campaign_send_batches_unannounced ON campaign_send_batches (done_at)
   WHERE done_at IS NOT NULL AND announced_at IS NULL;  -- batches.sql: unannounced_batches
 
@@ -101,15 +104,17 @@ CREATE TABLE email_sends (
   tried          boolean NOT NULL DEFAULT false,  -- with on_doubt = skip: written before the first byte
   due_at         timestamptz,
   outcome_at     timestamptz,       -- when the last outcome was written
+  -- The last attempt. Without attempted_at there is none here, and `reply` says why the mail ended without one.
+  attempted_at   timestamptz,
   code           smallint,
   enhanced_code  text,
   reply          text,
   relay          text,
-  history        jsonb,             -- the attempts before the last one
+  history        jsonb,             -- the attempts before it, the first one first
   PRIMARY KEY (send_id, position)   -- batches.sql: read_batch, write_outcomes
 ) PARTITION BY RANGE (send_id);
 CREATE INDEX email_sends_due ON email_sends (send_id, due_at) WHERE due_at IS NOT NULL;  -- release.sql: release_due, finish_sends
-CREATE INDEX email_sends_address ON email_sends (email_key, send_id);  -- sends.sql: add_recipients; erasures.sql: erase_mails
+CREATE INDEX email_sends_address ON email_sends (email_key, send_id);  -- sends.sql: add_recipients; recipients.sql: recipients_of_address; erasures.sql: erase_mails; mails.sql: mails_of_address
 
 -- Which single mail a key stands for: so each is exactly one row, however often its record or its request comes. Kept longer
 -- than the topic keeps records.
@@ -120,7 +125,7 @@ CREATE TABLE mail_keys (
   position    integer NOT NULL,
   created_at  timestamptz NOT NULL DEFAULT now()
 );
-CREATE INDEX mail_keys_by_age ON mail_keys USING brin (created_at);
+CREATE INDEX mail_keys_by_age ON mail_keys USING brin (created_at);  -- tasks.sql: forget_mail_keys
 
 CREATE TABLE suppressions (
   user_id     text NOT NULL,      -- '' = for everybody
@@ -159,9 +164,18 @@ CREATE TABLE erasures (
 CREATE TABLE release_users (
   user_id       text PRIMARY KEY,
   weight        real NOT NULL DEFAULT 1 CHECK (weight > 0),  -- of the user's share while others wait, too
-  due_at        timestamptz,       -- null: nothing to do
+  competing     boolean NOT NULL DEFAULT false,  -- wanted more than its share when it was last looked at
+  due_at        timestamptz,       -- null: nothing to do, or woken by the end of a batch
   leased_until  timestamptz NOT NULL DEFAULT '-infinity',
   leased_by     uuid,
   wakes         bigint NOT NULL DEFAULT 0
-);
+) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.02);  -- few rows, each written many times a second
 CREATE INDEX release_users_due ON release_users (due_at) WHERE due_at IS NOT NULL;  -- release.sql: lease_users
+CREATE INDEX release_users_competing ON release_users (weight) WHERE competing;  -- release.sql: measure_release
+
+-- What each release loop releases, so that all together know the throughput.
+CREATE TABLE release_loops (
+  id                uuid PRIMARY KEY,
+  mails_per_second  double precision NOT NULL,
+  seen_at           timestamptz NOT NULL DEFAULT now()
+);

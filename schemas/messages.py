@@ -65,7 +65,7 @@ class EmailTask(Struct, frozen=True, kw_only=True, rename="camel"):
     """
 
     v: int = VERSION
-    user_id: UserIdText
+    user_id: Annotated[str, Meta(min_length=1, max_length=200, pattern=_NO_CONTROLS)]
     id: Annotated[str, Meta(min_length=1, max_length=200, pattern=_NO_CONTROLS)] | None = None
     email: str
     name: Annotated[str, Meta(max_length=200, pattern=_NO_CONTROLS)] = ""
@@ -86,14 +86,16 @@ class BatchPointer(Struct, frozen=True, kw_only=True):
 
 
 class ProgressEvent(Struct, frozen=True, kw_only=True):
-    """What one chunk or batch ended as. `number` is the batch's own in its operation, from 0."""
+    """What one chunk or batch ended as. `number` is the batch's own in its operation, from 0. A count below 0 takes ends back:
+    these mails go again.
+    """
 
     v: int = VERSION
     operation_id: UUID
     kind: OperationKind
     user_id: UserIdText
     number: Count
-    counts: dict[str, Count]
+    counts: dict[str, int]
 
 
 class ProgressBlock(Struct, kw_only=True):
@@ -168,3 +170,16 @@ decode_upstream_lead = _decoder(UpstreamLead)
 decode_email_task = _decoder(EmailTask)
 decode_batch_pointer = _decoder(BatchPointer)
 decode_progress_event = _decoder(ProgressEvent)
+
+
+class _Kind(Struct):
+    batch_id: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+
+
+_decode_kind = msgspec.json.Decoder(_Kind).decode
+
+
+def decode_transactional(value: bytes) -> EmailTask | BatchPointer:
+    """What a record of emails.transactional is. Raises as the others do."""
+    kind = _decode_kind(value)
+    return decode_email_task(value) if kind.batch_id is msgspec.UNSET else decode_batch_pointer(value)

@@ -15,13 +15,13 @@ import msgspec
 from msgspec import Struct
 
 from schemas import headers
-from schemas.messages import KINDS, VERSION, UpstreamLead
-from schemas.topics import CATALOGUE, DLQS, LEADS_UPSTREAM, Topic
+from schemas.messages import KINDS, VERSION, EmailTask, UpstreamLead
+from schemas.topics import CATALOGUE, DLQS, EMAILS_TASKS, EMAILS_TRANSACTIONAL, LEADS_UPSTREAM, Topic
 
 FOLDER: Final = Path(__file__).parents[1] / "docs" / "contracts"
 ASYNCAPI: Final = "asyncapi.json"
 DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
-WRITTEN_BY_OTHERS: Final = frozenset({LEADS_UPSTREAM})
+WRITTEN_BY_OTHERS: Final = frozenset({LEADS_UPSTREAM, EMAILS_TASKS, EMAILS_TRANSACTIONAL})
 """All other topics are written by us alone."""
 
 Document = dict[str, Any]
@@ -81,7 +81,7 @@ def _message_name(topic: Topic) -> str:
 
 
 def _channel(topic: Topic) -> Document:
-    name = _message_name(topic)
+    names = (_message_name(topic), *topic.also)
     settings: Document = {"cleanup.policy": ["compact" if topic.compacted else "delete"]}
     if not topic.compacted:
         settings["retention.ms"] = int(topic.retention.total_seconds() * 1000)
@@ -90,7 +90,7 @@ def _channel(topic: Topic) -> Document:
     return {
         "address": topic.name,
         "description": f"Key: {topic.key}. Read by: {topic.read_by}.",
-        "messages": {name: {"$ref": f"#/components/messages/{name}"}},
+        "messages": {name: {"$ref": f"#/components/messages/{name}"} for name in names},
         "bindings": {"kafka": {**partitions, "topicConfiguration": settings, "bindingVersion": "0.5.0"}},
     } | ({} if topic in WRITTEN_BY_OTHERS else {"x-internal": True})
 
@@ -108,7 +108,7 @@ def _message(kind: type[Struct]) -> Document:
     return {
         "name": kind.__name__,
         "payload": {"$ref": f"#/components/schemas/{kind.__name__}"},
-    } | (key if kind is UpstreamLead else {})
+    } | (key if kind in (UpstreamLead, EmailTask) else {})
 
 
 def _dead_letter() -> Document:

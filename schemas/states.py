@@ -36,7 +36,8 @@ class SendState(StrEnum):
     DONE = "done"
 
 
-SEND_FINAL = frozenset({SendState.INCOMPLETE, SendState.CANCELLED, SendState.DONE})
+SEND_FINAL = frozenset({SendState.CANCELLED, SendState.DONE})
+"""An incomplete one has an end, too, but may be resumed; one that is done runs again when mails of it are retried."""
 
 
 class Lane(StrEnum):
@@ -130,6 +131,14 @@ class SharedLimitKind(StrEnum):
     SENDING_DOMAIN = "sending-domain"
     RECIPIENT_DOMAIN = "recipient-domain"
     RELAY = "relay"
+
+
+class RelayTls(StrEnum):
+    """`starttls`: the connection begins plain and must become TLS. `implicit`: it is TLS from its first byte (port 465)."""
+
+    NONE = "none"
+    STARTTLS = "starttls"
+    IMPLICIT = "implicit"
 
 
 class KeyScope(StrEnum):

@@ -15,7 +15,7 @@ DLQ_HEADROOM_BYTES = 64 * 1024
 @dataclass(frozen=True, slots=True)
 class Topic:
     """One topic. `partitions` None: as many as the deployment's setting says. `broker_time`: timestamps are the broker's,
-    and so never go back within a partition.
+    and so never go back within a partition. `also`: messages that we put among the others.
     """
 
     name: str
@@ -26,6 +26,7 @@ class Topic:
     compacted: bool = False
     broker_time: bool = False
     max_bytes: int = RECORD_MAX_BYTES
+    also: tuple[str, ...] = ()
     read_by: str = field(default="", compare=False)
 
     @property
@@ -66,7 +67,8 @@ EMAILS_TASKS = Topic(
 EMAILS_TRANSACTIONAL = Topic(
     name="emails.transactional",
     key="user id",
-    message="EmailTask, or the BatchPointer of mails that were deferred",
+    message="EmailTask",
+    also=("BatchPointer",),  # of mails that were deferred or returned
     retention=timedelta(days=14),
     broker_time=True,
     read_by="worker transactional",

@@ -7,9 +7,10 @@ from typing import Any
 from core.outcomes import Outcome
 from schemas.ids import BatchId, IncarnationId, SendId, UserId
 from schemas.messages import BatchPointer
-from schemas.states import OnDoubt, SendState
+from schemas.states import Lane, OnDoubt, SendState
 from store.postgres import Connection
 from store.queries import SQL
+from store.suppressions import suppress_bounced
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,17 +26,26 @@ class Batch:
     end_position: int
     positions: list[int] | None
     on_doubt: OnDoubt
+    lane: Lane
+    weight: float = 1.0
+    """Of its user, among others who wait for the same connections."""
+    relay: str | None = None
+    """The one its send names."""
 
 
 @dataclass(frozen=True, slots=True)
 class Mail:
-    """A row still to do. `variables` is JSON text; `stopped`: the address is suppressed by now."""
+    """A row still to do. `variables` is JSON text, and so is `content`, a single mail's template and sender. `stopped`: the
+    address is suppressed by now.
+    """
 
     position: int
     recipient_id: str | None
     email: str
+    email_key: str
     name: str
     variables: str
+    content: str | None
     attempts: int
     stopped: bool
 
@@ -56,6 +66,7 @@ class BatchEnd:
     cancelled: int
     deferred: int
     retried: int
+    lane: Lane
 
     def counts(self) -> dict[str, int]:
         return {
@@ -72,7 +83,7 @@ class BatchEnd:
 
 async def claim_batch(connection: Connection, pointer: BatchPointer, worker: IncarnationId) -> Batch | None:
     row = await connection.fetchrow(SQL["claim_batch"], pointer.batch_id, pointer.epoch, worker)
-    return None if row is None else Batch(**{**dict(row), "on_doubt": OnDoubt(row["on_doubt"])})
+    return None if row is None else batch_of(row)
 
 
 async def mail_of_send(connection: Connection, send_id: SendId, user_id: UserId) -> tuple[str, str]:
@@ -85,10 +96,10 @@ async def mail_of_send(connection: Connection, send_id: SendId, user_id: UserId)
 async def read_batch(connection: Connection, batch: Batch) -> list[Mail]:
     if batch.positions is None:
         rows = await connection.fetch(
-            SQL["read_batch"], batch.send_id, batch.user_id, batch.first_position, batch.end_position
+            SQL["read_batch"], batch.send_id, batch.user_id, batch.first_position, batch.end_position, batch.lane
         )
     else:
-        rows = await connection.fetch(SQL["read_positions"], batch.send_id, batch.user_id, batch.positions)
+        rows = await connection.fetch(SQL["read_positions"], batch.send_id, batch.user_id, batch.positions, batch.lane)
     return [Mail(*row) for row in rows]
 
 
@@ -109,7 +120,9 @@ async def fence_batches(
 
 
 async def write_outcomes(connection: Connection, send_id: SendId, outcomes: Sequence[tuple[BatchId, Outcome]]) -> None:
-    """One send's outcomes, of batches that the caller has fenced in this transaction."""
+    """One send's outcomes, of batches that the caller has fenced in this transaction; addresses that are none any more are
+    suppressed with it.
+    """
     await connection.execute(
         SQL["write_outcomes"],
         send_id,
@@ -123,6 +136,9 @@ async def write_outcomes(connection: Connection, send_id: SendId, outcomes: Sequ
         [outcome.relay for _, outcome in outcomes],
         [outcome.delay for _, outcome in outcomes],
     )
+    gone = [outcome.position for _, outcome in outcomes if outcome.suppresses]
+    if gone:
+        await suppress_bounced(connection, send_id, gone)
 
 
 async def end_batches(connection: Connection, batches: Sequence[BatchId]) -> list[BatchEnd]:
@@ -136,6 +152,11 @@ async def return_batches(connection: Connection, batches: Sequence[tuple[BatchId
     )
 
 
+async def stopped_sends(connection: Connection, sends: Sequence[SendId]) -> set[SendId]:
+    """Those that do not run any more."""
+    return {row["id"] for row in await connection.fetch(SQL["stopped_sends"], sends)}
+
+
 async def mark_batches_announced(connection: Connection, batches: Sequence[BatchId]) -> None:
     await connection.execute(SQL["mark_batches_announced"], batches)
 
@@ -144,5 +165,9 @@ async def unannounced_batches(connection: Connection, limit: int) -> list[BatchE
     return [_end(row) for row in await connection.fetch(SQL["unannounced_batches"], limit)]
 
 
+def batch_of(row: Any) -> Batch:
+    return Batch(**{**dict(row), "on_doubt": OnDoubt(row["on_doubt"]), "lane": Lane(row["lane"])})
+
+
 def _end(row: Any) -> BatchEnd:
-    return BatchEnd(**dict(row))
+    return BatchEnd(**{**dict(row), "lane": Lane(row["lane"])})

@@ -89,6 +89,10 @@ async def erase_dead_letters(
     return row["last_id"], row["erased"]
 
 
+async def erase_answers(connection: Connection, user_id: UserId, sought: Sought) -> None:
+    await connection.execute(SQL["erase_answers"], user_id, sought.parts, sought.pattern)
+
+
 async def imports_under_way(connection: Connection, user_id: UserId) -> int:
     imports: int = await connection.fetchval(SQL["imports_under_way"], user_id)
     return imports

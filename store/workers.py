@@ -21,11 +21,14 @@ async def stop_worker(connection: Connection, worker: IncarnationId) -> None:
 
 
 async def fence_silent_workers(connection: Connection, silence: float) -> list[IncarnationId]:
-    """Those without a heartbeat for `silence` seconds; from here on they can write nothing."""
+    """Those without a heartbeat for `silence` seconds; from here on they can write nothing. With those fenced before that hold
+    a batch all the same.
+    """
     return [row["id"] for row in await connection.fetch(SQL["fence_silent_workers"], silence)]
 
 
 async def rescue_batches(connection: Connection, workers: Sequence[IncarnationId]) -> list[BatchId]:
     """What fenced incarnations held goes back, in the transaction that fenced them; doubt is settled first."""
+    await connection.execute(SQL["lock_held_batches"], workers)
     await connection.execute(SQL["doubtful_mails"], workers)
     return [row["id"] for row in await connection.fetch(SQL["rescue_batches"], workers)]

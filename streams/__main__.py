@@ -1,4 +1,4 @@
-"""`python -m streams worker leads|emails|progress`, `release`, `maintenance`; once: `migrate`, `topics`, `key`."""
+"""`python -m streams worker KIND`, `release`, `maintenance`; once: `migrate`, `topics`, `partitions`, `key`, `weight`."""
 
 import argparse
 import asyncio
@@ -17,7 +17,12 @@ from schemas.states import KeyScope
 from store.keys import create_key
 from store.migrations import ensure_partitions, migrate, migration_lock, read_migrations
 from store.postgres import Database
+from store.relays import rotate_passwords
+from store.release import set_weight
 from store.topics import create_topics
+from streams.partitions import run_partitions
+
+LIGHTEST, HEAVIEST = 0.01, 100.0
 
 log = structlog.get_logger("streams")
 
@@ -38,15 +43,23 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m streams", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     worker = commands.add_parser("worker", help="read topics with Faust until SIGTERM")
-    worker.add_argument("kind", choices=["leads", "emails", "progress"])
+    worker.add_argument("kind", choices=["leads", "emails", "transactional", "progress"])
     commands.add_parser("release", help="let waiting mails go, within limits")
     commands.add_parser("maintenance", help="rescue, republish, materialise, finish")
     commands.add_parser("migrate", help="bring the database to the newest schema")
     commands.add_parser("topics", help="create the topics that are missing")
+    partitions = commands.add_parser("partitions", help="list the months of mails, or take one out of the table")
+    chosen = partitions.add_mutually_exclusive_group()
+    chosen.add_argument("--list", action="store_true", help="rows and size of each; so without any option")
+    chosen.add_argument("--detach", metavar="YYYY-MM", help="a month that is over, with all its sends")
+    commands.add_parser("rotate-secrets", help="encrypt stored passwords with the first of SECRET_KEYS")
     key = commands.add_parser("key", help="make an API key and print it, the only time it can be read")
     key.add_argument("--scope", choices=[scope.value for scope in KeyScope], required=True)
     key.add_argument("--name", required=True)
     key.add_argument("--user", help="the user a user key is bound to")
+    weight = commands.add_parser("weight", help="set a user's share while several send")
+    weight.add_argument("--user", required=True)
+    weight.add_argument("--weight", type=_weight, required=True, help="1 is everybody's; 2 gets twice as much")
     return parser
 
 
@@ -67,7 +80,20 @@ def _run(chosen: argparse.Namespace, settings: Settings) -> int:
         made = asyncio.run(create_topics(settings.kafka))
         print("\n".join(made) if made else "all topics are there")
         return 0
+    if chosen.command == "partitions":
+        return asyncio.run(run_partitions(settings, chosen.detach))
+    if chosen.command == "weight":
+        return asyncio.run(_weigh(settings, UserId(chosen.user), chosen.weight))
+    if chosen.command == "rotate-secrets":
+        return asyncio.run(_rotate(settings))
     return asyncio.run(_key(chosen, settings))
+
+
+def _weight(text: str) -> float:
+    weight = float(text)
+    if not LIGHTEST <= weight <= HEAVIEST:
+        raise argparse.ArgumentTypeError(f"a weight is from {LIGHTEST:g} to {HEAVIEST:g}")
+    return weight
 
 
 def spare_the_collector() -> None:
@@ -90,6 +116,33 @@ async def _migrate(settings: Settings) -> int:
         await database.close()
     print("\n".join(done) if done else "the schema is up to date")
     return 0
+
+
+async def _weigh(settings: Settings, user_id: UserId, weight: float) -> int:
+    database = Database(settings.postgres)
+    await database.open()
+    try:
+        async with database.connection() as connection:
+            await set_weight(connection, user_id, weight)
+    finally:
+        await database.close()
+    print(f"{user_id} has weight {weight:g}")
+    return 0
+
+
+async def _rotate(settings: Settings) -> int:
+    """1 when there is a password that none of the keys decrypts."""
+    database = Database(settings.postgres)
+    await database.open()
+    try:
+        async with database.connection() as connection:
+            done, lost = await rotate_passwords(connection, settings.relays.ring)
+    finally:
+        await database.close()
+    print(f"{done} passwords encrypted anew")
+    if lost:
+        print(f"streams rotate-secrets: {lost} passwords cannot be decrypted by any of SECRET_KEYS", file=sys.stderr)
+    return 1 if lost else 0
 
 
 async def _key(chosen: argparse.Namespace, settings: Settings) -> int:

@@ -6,7 +6,7 @@ from typing import TypeAlias
 
 from core.errors import Unavailable
 from schemas.messages import ProgressEvent, encode
-from schemas.states import OperationKind
+from schemas.states import Lane, OperationKind
 from schemas.topics import PROGRESS_EVENTS
 from store.batches import BatchEnd, mark_batches_announced
 from store.imports import ChunkEnd, mark_chunks_announced
@@ -43,7 +43,7 @@ class Announcer:
         """At once. Raises Unavailable when not all are told and marked."""
         if not ends:
             return
-        await self._producer.publish([_record(end) for end in ends])
+        await self._producer.publish([_record(end) for end in ends if _is_watched(end)])
         chunks = [end for end in ends if isinstance(end, ChunkEnd)]
         batches = [end for end in ends if isinstance(end, BatchEnd)]
         async with self._database.connection() as connection:
@@ -67,6 +67,11 @@ class Announcer:
                 told.set_result(None)
             else:
                 told.set_exception(Unavailable("kafka", str(error)))
+
+
+def _is_watched(end: Ended) -> bool:
+    """Nobody watches the progress of a day's single mails, and of transactional ones there may be a batch for each."""
+    return isinstance(end, ChunkEnd) or end.lane is Lane.CAMPAIGN
 
 
 def _record(end: Ended) -> Record:

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 from streams.intake import HOLD, TRY_FOR, Ack, Delivery, Event, Handlers, Record, Source, record_of
@@ -28,17 +29,18 @@ class OrderedSource(Source, Protocol):
 
 @dataclass(slots=True)
 class _Gathering:
-    """Of one partition. `due`: the first of the events has waited long enough. `busy`: a batch of it is at work."""
+    """Of one partition. `due`: the first of the events has waited long enough. `turn`: the batch of it that is at work."""
 
     events: list[Event] = field(default_factory=list)
     timer: asyncio.TimerHandle | None = None
     due: bool = False
-    busy: bool = False
+    turn: object | None = None
 
 
 class BatchIntake(Handlers[Batch]):
     """Handlers of batches: up to `size` records, or what came in `wait` seconds. Of a partition one batch is at work at a
-    time, so that they are handled in the order of their offsets.
+    time, so that they are handled in the order of their offsets; one that is acknowledged before its handler is through makes
+    room for the next.
 
     What a batch's handler returns from is acknowledged, all of it, and what it cannot do is given up, all of it: a bad record
     among good ones is the handler's to sort out. Gathering is bounded by what the source has in flight.
@@ -80,12 +82,12 @@ class BatchIntake(Handlers[Batch]):
         events = gathering.events
         if self.closing or not events:
             return
-        if not gathering.busy and (gathering.due or len(events) >= self._size):
+        if gathering.turn is None and (gathering.due or len(events) >= self._size):
             if gathering.timer is not None:
                 gathering.timer.cancel()
                 gathering.timer = None
             gathering.events = events[self._size :]
-            gathering.due, gathering.busy = False, True
+            gathering.due, gathering.turn = False, object()
             self._begin(self._work_in_turn(events[: self._size], gathering, source))
         if gathering.events and gathering.timer is None and not gathering.due:
             loop = asyncio.get_running_loop()
@@ -95,19 +97,26 @@ class BatchIntake(Handlers[Batch]):
         gathering.timer, gathering.due = None, True
         self._start_or_wait(gathering, source)
 
+    def _end_turn(self, turn: object | None, gathering: _Gathering, source: OrderedSource) -> None:
+        if gathering.turn is turn:
+            gathering.turn = None
+            self._start_or_wait(gathering, source)
+
     async def _work_in_turn(self, events: Sequence[Event], gathering: _Gathering, source: OrderedSource) -> None:
+        end_turn = partial(self._end_turn, gathering.turn, gathering, source)
         try:
             await self._slots.acquire()
-            delivery = None if self.closing else self._in_turn(events, source)
+            delivery = None if self.closing else self._in_turn(events, source, end_turn)
             if delivery is None:
                 self._slots.release()
             else:
                 await self._work(delivery, source)
         finally:
-            gathering.busy = False
-            self._start_or_wait(gathering, source)
+            end_turn()
 
-    def _in_turn(self, events: Sequence[Event], source: OrderedSource) -> Delivery[Batch] | None:
+    def _in_turn(
+        self, events: Sequence[Event], source: OrderedSource, end_turn: Callable[[], None]
+    ) -> Delivery[Batch] | None:
         """Gives up what does not come next in its partition: it is of an earlier assignment, or something before it was given
         up. Handled now it would overtake that.
         """
@@ -119,4 +128,4 @@ class BatchIntake(Handlers[Batch]):
         if start == stop:
             return None
         in_turn = events[start:stop]
-        return Delivery(Batch([record_of(event) for event in in_turn]), in_turn, source)
+        return Delivery(Batch([record_of(event) for event in in_turn]), in_turn, source, end_turn)

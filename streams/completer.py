@@ -1,8 +1,9 @@
 """Writes the outcomes of all batches in hand together: one transaction for up to 500 of them, every 25 ms."""
 
 import asyncio
+import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import TypeAlias
@@ -15,6 +16,7 @@ from schemas.ids import BatchId, IncarnationId, SendId
 from schemas.states import SendState
 from store.batches import Batch, BatchEnd, end_batches, fence_batches, return_batches, write_outcomes
 from store.postgres import Connection, Database
+from store.release import wake_waiting
 
 GATHER = 0.025
 FULL = 500
@@ -55,6 +57,13 @@ class InHand:
     batch: Batch
     worker: IncarnationId
     verdict: Verdict = Verdict.GO_ON
+    on_stop: Callable[[], None] | None = None
+    """Stops the group on the wire."""
+
+    def stop(self, verdict: Verdict) -> None:
+        self.verdict = verdict
+        if self.on_stop is not None:
+            self.on_stop()
 
 
 @dataclass(slots=True, eq=False)
@@ -72,6 +81,8 @@ class Completer:
         self._database = database
         self._entries: list[_Entry] = []
         self._new = asyncio.Event()
+        self.write_seconds = 0.0
+        """What the last write took: how fast the database is."""
 
     def add(self, hand: InHand, outcomes: Sequence[Outcome]) -> None:
         """Outcomes of a group. What the ledger says of the batch then stands in `hand.verdict`."""
@@ -91,8 +102,10 @@ class Completer:
                 await asyncio.sleep(GATHER)
             entries = self._take()
             while True:
+                begun = time.monotonic()
                 try:
                     await self._write(entries)
+                    self.write_seconds = time.monotonic() - begun
                     break
                 except Unavailable as error:
                     log.info("outcomes wait", mails=sum(len(entry.outcomes) for entry in entries), error=str(error))
@@ -113,15 +126,16 @@ class Completer:
         return entries
 
     async def _write(self, entries: Sequence[_Entry]) -> None:
-        states: dict[BatchId, SendState] = {}
+        states: dict[InHand, SendState] = {}
         ends: dict[BatchId, BatchEnd] = {}
         async with self._database.transaction() as connection:
             by_worker = defaultdict(set)
             for entry in entries:
                 by_worker[entry.hand.worker].add(entry.hand)
             for worker, hands in sorted(by_worker.items()):
-                states |= await fence_batches(connection, [hand.batch for hand in hands], worker)
-            mine = [entry for entry in entries if entry.hand.batch.id in states]
+                fenced = await fence_batches(connection, [hand.batch for hand in hands], worker)
+                states |= {hand: fenced[hand.batch.id] for hand in hands if hand.batch.id in fenced}
+            mine = [entry for entry in entries if entry.hand in states]
             await _write_outcomes(connection, mine)
             ended = [entry.hand.batch.id for entry in mine if isinstance(entry.closing, End)]
             if ended:
@@ -131,12 +145,15 @@ class Completer:
             ]
             if returned:
                 await return_batches(connection, returned)
+            closed = {entry.hand.batch.user_id for entry in mine if entry.closing is not None}
+            if closed:
+                await wake_waiting(connection, list(closed))
         for entry in entries:
-            state = states.get(entry.hand.batch.id)
+            state = states.get(entry.hand)
             if state is None:
-                entry.hand.verdict = Verdict.LOST
+                entry.hand.stop(Verdict.LOST)
             elif state is not SendState.RUNNING:
-                entry.hand.verdict = Verdict.STOP
+                entry.hand.stop(Verdict.STOP)
             if not entry.written.done():
                 entry.written.set_result(ends.get(entry.hand.batch.id))
 

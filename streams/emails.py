@@ -1,42 +1,50 @@
 """Sends batches: claim, read, then group by group take tokens, put on the wire, hand the outcomes over; end or return."""
 
 import asyncio
+import hashlib
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
+from typing import TypeAlias
 from uuid import UUID
+from weakref import WeakKeyDictionary
 
 import msgspec
 import structlog
 
-from core.errors import Unavailable
-from core.limits import Limit, bulk_limits
+from core.adaptive import seen_in
+from core.errors import InvalidInput, Unavailable
 from core.outcomes import Delivery, NotBegun, Outcome, decide, unsendable
 from core.retry import RetryPolicy
 from core.templates import RenderFailed, compile_template
 from mailer.mime import CompiledMail, Envelope, Sender, compile_mail
-from mailer.pool import Connections
+from mailer.relays import LiveRelay
+from mailer.smtp import Connection
 from schemas.ids import SendId
 from schemas.messages import BatchPointer, decode_batch_pointer
-from schemas.states import MailState, OnDoubt
+from schemas.states import Lane, MailState, OnDoubt
 from store.batches import Batch, BatchEnd, Mail, claim_batch, mail_of_send, mark_tried, read_batch
-from store.limits import email_rates
 from streams.completer import Closing, Completer, End, InHand, Return, Verdict
 from streams.dead_letters import decoded
 from streams.incarnation import Incarnation, Incarnations
 from streams.intake import Ack, Record
+from streams.relays import RelayBook
 from streams.resources import Resources
+from streams.tokens import GROUP, Pace, Taken, Tokens
+from streams.turns import Turns
+from streams.way import NO_CONNECTION_DELAY, Way
 
-GROUP = 25
-"""Mails for which tokens are taken at once, and which go on the wire between two looks at the ledger's word."""
 BEGIN_WITHIN = 20.0
 """Seconds a batch has to begin its mails; what is not begun then is returned."""
-TOKEN_WAIT = 1.0
-"""Seconds a batch waits for tokens in hand: release hands out at most half a second of rate ahead. Longer: deferred."""
-NO_CONNECTION_DELAY = 5.0
-"""Seconds a batch rests when its relay takes no connection."""
-KNOWN_SENDS = 64
+TURN_WAIT = 2.0
+"""Seconds a group waits for one of a relay's connections: a relay that does not answer must not hold all slots."""
+KNOWN_MAILS = 128
+"""Compiled ones that are kept: of a send, or of single mails with the same content."""
+
+Compiled: TypeAlias = Callable[[Mail], CompiledMail]
+"""What a mail of a batch is made with. Raises RenderFailed for a single mail whose content cannot be used."""
 
 log = structlog.get_logger(__name__)
 
@@ -47,16 +55,21 @@ class MailRoom:
 
     use: Resources
     incarnations: Incarnations
-    connections: Connections
+    relays: RelayBook
     completer: Completer
     stopping: Callable[[], bool]
     retry: RetryPolicy = field(default_factory=RetryPolicy)
     in_hand: set[UUID] = field(default_factory=set)
-    known: "OrderedDict[SendId, CompiledMail]" = field(default_factory=OrderedDict)
+    known: "OrderedDict[tuple[SendId, bytes], CompiledMail]" = field(default_factory=OrderedDict)
+    pace: Pace = field(default_factory=Pace)
+    hands: set[InHand] = field(default_factory=set)
+    turns: "WeakKeyDictionary[LiveRelay, Turns]" = field(default_factory=WeakKeyDictionary)
 
-    @property
-    def relay(self) -> str:
-        return self.connections.relay.name
+    def turns_of(self, relay: LiveRelay) -> Turns:
+        turns = self.turns.get(relay)
+        if turns is None:
+            turns = self.turns[relay] = Turns(relay.relay.settings.connections)
+        return turns
 
 
 async def send_batch(record: Record, ack: Ack, room: MailRoom) -> None:
@@ -83,9 +96,24 @@ async def _claim_and_send(pointer: BatchPointer, ack: Ack, room: MailRoom) -> Ba
     if batch is None:
         return None
     ack()
+    return await _send_claimed(batch, worker, room)
+
+
+async def send_claimed(batch: Batch, worker: Incarnation, room: MailRoom) -> None:
+    """From a batch that this incarnation has claimed to its end or return."""
+    end = await _send_claimed(batch, worker, room)
+    if end is not None:
+        await _announce(end, room)
+
+
+async def _send_claimed(batch: Batch, worker: Incarnation, room: MailRoom) -> BatchEnd | None:
     hand = InHand(batch, worker.id)
-    closing = await _send(hand, worker, room)
-    return await room.completer.close_batch(hand, closing)
+    room.hands.add(hand)
+    try:
+        closing = await _send(hand, worker, room)
+        return await room.completer.close_batch(hand, closing)
+    finally:
+        room.hands.discard(hand)
 
 
 async def _announce(end: BatchEnd, room: MailRoom) -> None:
@@ -98,10 +126,13 @@ async def _announce(end: BatchEnd, room: MailRoom) -> None:
 async def _send(hand: InHand, worker: Incarnation, room: MailRoom) -> Closing:
     """Never raises for what can go wrong on the way: the rest is returned then."""
     try:
+        way = Way(room.relays, await room.relays.find(hand.batch.user_id, hand.batch.relay))
+        if way.take() is None:  # nothing has been read for it
+            return way.back(hand.batch)
         mail, todo = await _read(hand.batch, room)
         stopped = [one for one in todo if one.stopped]
         room.completer.add(hand, [_suppressed(one) for one in stopped])
-        return await _send_groups([one for one in todo if not one.stopped], mail, hand, worker, room)
+        return await _send_groups([one for one in todo if not one.stopped], mail, way, hand, worker, room)
     except Unavailable as error:
         log.info("batch returned", batch=str(hand.batch.id), error=str(error))
         return Return(NO_CONNECTION_DELAY)
@@ -111,40 +142,63 @@ async def _send(hand: InHand, worker: Incarnation, room: MailRoom) -> Closing:
 
 
 async def _send_groups(
-    todo: list[Mail], mail: CompiledMail, hand: InHand, worker: Incarnation, room: MailRoom
+    todo: list[Mail], mail: Compiled, way: Way, hand: InHand, worker: Incarnation, room: MailRoom
 ) -> Closing:
     deadline = time.monotonic() + BEGIN_WITHIN
-    limits = await _limits(hand.batch, room) if todo else []
+    tokens: Tokens | None = None
     while todo:
         if room.stopping() or not worker.alive or hand.verdict is not Verdict.GO_ON or time.monotonic() > deadline:
             return Return()
-        group = todo[:GROUP]
-        if limits:
-            tokens, wait = await _take(limits, len(group), room)
-            if not tokens and wait > TOKEN_WAIT:
-                room.completer.add(hand, [_not_yet(one, wait) for one in todo])
-                return End()
-            if not tokens:
-                await asyncio.sleep(wait)
+        relay = way.take()
+        if relay is None:
+            return way.back(hand.batch)
+        if tokens is None or tokens.relay != relay.relay.limit:
+            tokens = Tokens(room.use, hand.batch, relay.relay.limit, lambda one: _sending_domain(one, mail))
+        taken = await tokens.take(todo, room.turns_of(relay).group(GROUP))
+        through = {one.position for one, _ in taken.late}
+        if taken.late:
+            room.completer.add(hand, [_not_yet(one, wait) for one, wait in taken.late])
+        if taken.group:
+            begun = await _send_group(taken, tokens, mail, relay, hand, room)
+            if begun is None and hand.verdict is not Verdict.GO_ON:
+                return Return()
+            if begun is None:
+                way.is_closed()
                 continue
-            group = group[:tokens]
-        begun = await _send_group(group, limits, mail, hand, room)
-        if begun is None:
-            return Return(NO_CONNECTION_DELAY)
-        todo = [one for one in todo if one.position not in begun]
+            through |= begun
+        todo = [one for one in todo if one.position not in through]
+        if todo and not taken.group:
+            await asyncio.sleep(taken.wait)
     return End()
 
 
 async def _send_group(
-    group: Sequence[Mail], limits: Sequence[Limit], mail: CompiledMail, hand: InHand, room: MailRoom
+    taken: Taken, tokens: Tokens, mail: Compiled, relay: LiveRelay, hand: InHand, room: MailRoom
 ) -> set[int] | None:
-    """Positions that have an outcome now; None when the group may not, or cannot, go on the wire any more."""
-    envelopes, outcomes = _render(group, mail)
+    """Positions that have an outcome now; None when the group may not, or cannot, go on the wire over this relay."""
+    outcomes: list[Outcome] = []
+    try:
+        if not await _deliver(taken.group, outcomes, mail, relay, hand, room):
+            return None
+        room.completer.add(hand, outcomes)
+    finally:
+        await tokens.give_back(taken, {outcome.position for outcome in outcomes if outcome.attempted})
+    if tokens.limited and room.use.settings.limits.limit_adaptive:
+        await room.pace.tell(room.use.factors, tokens.factor, seen_in(outcomes, room.completer.write_seconds))
+    return {outcome.position for outcome in outcomes} or None
+
+
+async def _deliver(
+    group: Sequence[Mail], outcomes: list[Outcome], mail: Compiled, relay: LiveRelay, hand: InHand, room: MailRoom
+) -> bool:
+    """Adds the outcomes of the mails that have one. False: the batch is not this worker's any more, nothing was sent."""
+    envelopes, failed = _render(group, mail)
     if hand.batch.on_doubt is OnDoubt.SKIP and envelopes:
         async with room.use.database.transaction() as connection:
             if not await mark_tried(connection, hand.batch, hand.worker, [one.position for one in envelopes]):
-                return None
-    deliveries = await _put_on_the_wire(envelopes, room) if envelopes else []
+                return False
+    outcomes += failed
+    deliveries = await _put_on_the_wire(envelopes, relay, hand, room) if envelopes else []
     attempts = {one.position: one.attempts for one in group}
     for envelope, delivery in zip(envelopes, deliveries, strict=True):
         outcome = decide(
@@ -152,66 +206,114 @@ async def _send_group(
             position=envelope.position,
             attempts_so_far=attempts[envelope.position],
             on_doubt=hand.batch.on_doubt,
-            relay=room.relay,
+            relay=relay.relay.name,
             retry=room.retry,
         )
         if outcome is not None:
             outcomes.append(outcome)
-    room.completer.add(hand, outcomes)
-    unused = len(group) - sum(outcome.attempted for outcome in outcomes)
-    if limits and unused:
-        await room.use.limiter.give_back(limits, unused)
-    return {outcome.position for outcome in outcomes} or None
+    return True
 
 
-async def _put_on_the_wire(envelopes: Sequence[Envelope], room: MailRoom) -> list[Delivery]:
+async def _put_on_the_wire(
+    envelopes: Sequence[Envelope], relay: LiveRelay, hand: InHand, room: MailRoom
+) -> list[Delivery]:
+    user, weight = hand.batch.user_id, hand.batch.weight
+    turns = room.turns_of(relay)
     try:
-        async with room.connections.connection() as relay:
-            return await relay.send(envelopes)
+        with relay.hold():
+            async with AsyncExitStack() as stack:
+                async with asyncio.timeout(TURN_WAIT):
+                    await stack.enter_async_context(turns.turn(user, weight, len(envelopes)))
+                connection = await stack.enter_async_context(relay.connection())
+                return await _send_over(connection, envelopes, turns, hand)
+    except TimeoutError:
+        log.info("its connections are busy", relay=relay.relay.name)
+        return [NotBegun("its connections are busy") for _ in envelopes]
     except Unavailable as error:
-        log.info("no connection", relay=room.relay, error=str(error))
+        log.info("no connection", relay=relay.relay.name, error=str(error))
         return [NotBegun(str(error)) for _ in envelopes]
 
 
-def _render(group: Sequence[Mail], mail: CompiledMail) -> tuple[list[Envelope], list[Outcome]]:
+async def _send_over(
+    connection: Connection, envelopes: Sequence[Envelope], turns: Turns, hand: InHand
+) -> list[Delivery]:
+    if hand.verdict is not Verdict.GO_ON:
+        return [NotBegun("stopped") for _ in envelopes]
+    begun = time.monotonic()
+    hand.on_stop = connection.stop
+    try:
+        deliveries = await connection.send(envelopes)
+    finally:
+        hand.on_stop = None
+    turns.tell(sum(type(one) is not NotBegun for one in deliveries), time.monotonic() - begun)
+    return deliveries
+
+
+def _render(group: Sequence[Mail], compiled: Compiled) -> tuple[list[Envelope], list[Outcome]]:
     """Envelopes, and the ends of mails that cannot be rendered: these alone fail, no other."""
     envelopes, failed = [], []
     for one in group:
         try:
             variables = msgspec.json.decode(one.variables)
-            envelopes.append(mail.build(one.position, one.email, one.name, variables, one.recipient_id))
+            envelopes.append(compiled(one).build(one.position, one.email, one.name, variables, one.recipient_id))
         except RenderFailed as error:
             failed.append(unsendable(one.position, str(error)))
     return envelopes, failed
 
 
-async def _read(batch: Batch, room: MailRoom) -> tuple[CompiledMail, list[Mail]]:
+async def _read(batch: Batch, room: MailRoom) -> tuple[Compiled, list[Mail]]:
     async with room.use.database.connection() as connection:
         mails = await read_batch(connection, batch)
-        known = room.known.get(batch.send_id)
+        if batch.lane is not Lane.CAMPAIGN:
+            return lambda mail: _compiled_single(batch.send_id, mail, room), mails
+        known = _known(batch.send_id, b"", room)
         if known is None:
             template, sender = await mail_of_send(connection, batch.send_id, batch.user_id)
+            known = _compile(batch.send_id, template, sender)
+            _keep(batch.send_id, b"", known, room)
+    mail_of_all = known
+    return lambda mail: mail_of_all, mails
+
+
+def _compiled_single(send_id: SendId, mail: Mail, room: MailRoom) -> CompiledMail:
+    content = (mail.content or "{}").encode()
+    digest = hashlib.blake2b(content, digest_size=16).digest()
+    known = _known(send_id, digest, room)
     if known is None:
-        parts = msgspec.json.decode(template)
-        compiled = compile_template(parts["subject"], parts.get("html"), parts.get("text"))
-        known = room.known[batch.send_id] = compile_mail(
-            batch.send_id, compiled, msgspec.json.decode(sender, type=Sender)
-        )
-        if len(room.known) > KNOWN_SENDS:
-            room.known.popitem(last=False)
-    return known, mails
+        try:
+            parts = msgspec.json.decode(content, type=dict[str, msgspec.Raw])
+            known = _compile(send_id, bytes(parts["template"]), bytes(parts["sender"]))
+        except (InvalidInput, KeyError) as error:
+            raise RenderFailed(f"its content: {error}") from error
+        _keep(send_id, digest, known, room)
+    return known
 
 
-async def _limits(batch: Batch, room: MailRoom) -> list[Limit]:
-    settings = room.use.settings.limits
-    async with room.use.database.connection() as connection:
-        rates = await email_rates(connection, settings, [batch.user_id])
-    return bulk_limits(batch.user_id, rates[batch.user_id], settings.limit_bulk_share)
+def _compile(send_id: SendId, template: str | bytes, sender: str | bytes) -> CompiledMail:
+    parts = msgspec.json.decode(template)
+    compiled = compile_template(parts["subject"], parts.get("html"), parts.get("text"))
+    return compile_mail(send_id, compiled, msgspec.json.decode(sender, type=Sender))
 
 
-async def _take(limits: Sequence[Limit], tokens: int, room: MailRoom) -> tuple[int, float]:
-    grant = await room.use.limiter.take(limits, tokens)
-    return grant.tokens, grant.wait
+def _known(send_id: SendId, digest: bytes, room: MailRoom) -> CompiledMail | None:
+    known = room.known.get((send_id, digest))
+    if known is not None:
+        room.known.move_to_end((send_id, digest))
+    return known
+
+
+def _keep(send_id: SendId, digest: bytes, compiled: CompiledMail, room: MailRoom) -> None:
+    room.known[send_id, digest] = compiled
+    if len(room.known) > KNOWN_MAILS:
+        room.known.popitem(last=False)
+
+
+def _sending_domain(mail: Mail, compiled: Compiled) -> str:
+    """Empty for a mail that cannot be made: it fails before it needs a token."""
+    try:
+        return compiled(mail).sending_domain
+    except RenderFailed:
+        return ""
 
 
 def _suppressed(mail: Mail) -> Outcome:

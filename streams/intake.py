@@ -62,12 +62,15 @@ Given = TypeVar("Given")
 
 
 class Delivery(Generic[Given]):
-    """What a handler is given, and the events it is made of, on its way."""
+    """What a handler is given, and the events it is made of, on its way. `on_safe` is called when its work is."""
 
-    __slots__ = ("_events", "_source", "given", "limit", "reason", "safe")
+    __slots__ = ("_events", "_on_safe", "_source", "given", "limit", "reason", "safe")
 
-    def __init__(self, given: Given, events: Sequence[Event], source: Source) -> None:
+    def __init__(
+        self, given: Given, events: Sequence[Event], source: Source, on_safe: Callable[[], None] | None = None
+    ) -> None:
         self.given = given
+        self._on_safe = on_safe
         self._events = events
         self._source = source
         self.limit: asyncio.Timeout | None = None
@@ -83,6 +86,8 @@ class Delivery(Generic[Given]):
         # From here on the record is not in flight, and its handler may take as long as it likes.
         if self.limit is not None and not self.limit.expired():
             self.limit.reschedule(None)
+        if self._on_safe is not None:
+            self._on_safe()
 
     def give_up(self) -> None:
         for event in self._events:

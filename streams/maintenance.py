@@ -13,6 +13,7 @@ from core.errors import Unavailable
 from schemas.ids import ImportId, SendId, UserId
 from schemas.states import OperationKind
 from schemas.topics import LEADS_CHUNKS
+from store.answers import forget_answers
 from store.batches import unannounced_batches
 from store.imports import (
     finish_import,
@@ -36,12 +37,13 @@ from store.sends import (
     sends_to_cancel,
     sends_to_materialise,
 )
+from store.tasks import forget_mail_keys
 from store.workers import fence_silent_workers, rescue_batches
 from streams.release import publish_pointers
 from streams.resources import Resources
 
 PAGE = 5_000
-"""Leads made recipients in one transaction."""
+"""Leads looked at in one transaction, and old answers forgotten."""
 MANY = 500
 SILENCE = 20.0
 """Seconds without a heartbeat after which an incarnation is fenced. It stops sending after 10."""
@@ -72,6 +74,8 @@ async def run_maintenance(use: Resources, stopping: asyncio.Event) -> None:
         Task("republish", 10.0, republish),
         Task("stalled", 10.0, mark_stalled),
         Task("partitions", 3600.0, make_partitions),
+        Task("answers", 600.0, forget_old_answers),
+        Task("mail keys", 600.0, forget_old_mail_keys),
     )
     async with asyncio.TaskGroup() as group:
         for task in tasks:
@@ -116,7 +120,8 @@ async def finish(use: Resources) -> None:
     async with use.database.connection() as connection:
         for import_id in await unfinished_imports(connection, MANY):
             await finish_import(connection, import_id)
-        await finish_sends(connection)
+        async with connection.transaction():
+            await finish_sends(connection)
         ended = await ended_unsettled(connection, MANY)
     for operation_id, user_id, kind in ended:
         await settle(use, operation_id, user_id, kind)
@@ -204,6 +209,20 @@ async def mark_stalled(use: Resources) -> None:
         dead = await mark_dead_chunks(connection, use.settings.kafka.kafka_topic_prefix + LEADS_CHUNKS.name)
     if dead:
         log.warning("chunks dead", chunks=dead)
+
+
+async def forget_old_answers(use: Resources) -> None:
+    """What writes with an Idempotency-Key were answered, a week ago."""
+    async with use.database.connection() as connection:
+        while await forget_answers(connection, PAGE) == PAGE:
+            pass
+
+
+async def forget_old_mail_keys(use: Resources) -> None:
+    """Of single mails whose records no topic has any more."""
+    async with use.database.connection() as connection:
+        while await forget_mail_keys(connection, PAGE) == PAGE:
+            pass
 
 
 async def make_partitions(use: Resources) -> None:

@@ -8,7 +8,7 @@ from redis.asyncio import Redis
 
 from core.settings import Settings
 from store.kafka import Producer
-from store.limits import Limiter
+from store.limits import Factors, LimitBook, Limiter
 from store.live import LiveProgress
 from store.postgres import Database
 from store.redis import connect
@@ -22,6 +22,8 @@ class Resources:
     producer: Producer
     redis: Redis
     limiter: Limiter
+    book: LimitBook
+    factors: Factors
     live: LiveProgress
     announcer: Announcer
 
@@ -39,7 +41,9 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
             database,
             producer,
             redis,
-            Limiter(redis, prefix),
+            Limiter(redis, prefix, database),
+            LimitBook(database, settings.limits),
+            Factors(redis, prefix),
             LiveProgress(redis, prefix),
             Announcer(producer, database),
         )

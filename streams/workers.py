@@ -1,16 +1,18 @@
 """The Faust workers: which topics each reads, with which handler, and what it holds while it runs."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass
 from typing import Any
 
 from core.settings import Settings
-from mailer.pool import Connections
-from mailer.smtp import RelaySettings
+from mailer.relays import Relays
 from schemas.topics import (
     DLQS,
     EMAILS_BATCHES,
+    EMAILS_TASKS,
+    EMAILS_TRANSACTIONAL,
     LEADS_CHUNKS,
     LEADS_UPSTREAM,
     PROGRESS_EVENTS,
@@ -18,17 +20,22 @@ from schemas.topics import (
     PROGRESS_TABLE,
     Topic,
 )
+from streams import transactional
 from streams.app import CHUNKS_AHEAD, App, make_app, raw_topic, run
 from streams.batching import Batch, BatchIntake
 from streams.completer import Completer
-from streams.dead_letters import all_to_dlq, mirror, to_dlq
+from streams.dead_letters import Bury, all_to_dlq, mirror, to_dlq
 from streams.emails import MailRoom, send_batch
 from streams.incarnation import Incarnations
-from streams.intake import Intake, Record
+from streams.intake import Handlers, Intake, Record
 from streams.leads import store_chunk
 from streams.progress import ProgressView, count_progress
-from streams.resources import open_resources
+from streams.relays import RelayBook, check_settings, run_tests, watch_relays
+from streams.resources import Resources, open_resources
+from streams.tasks import store_mails
+from streams.transactional import send_now
 from streams.upstream import store_leads
+from streams.watch import watch_sends
 
 QUIT_WITHIN = 3.0
 CUT_AFTER = 15.0
@@ -58,42 +65,90 @@ async def run_leads(settings: Settings) -> int:
         async def handle_batch(batch: Batch, ack: Callable[[], None]) -> None:
             await store_leads(batch, use, bury)
 
-        async def bury_batch(batch: Batch, error: Exception) -> None:
-            await bury([(record, error) for record in batch.records])
-
-        upstream = BatchIntake(handle_batch, bury_batch, limit=UPSTREAM_AT_ONCE)
+        upstream = BatchIntake(handle_batch, _bury_batch(bury), limit=UPSTREAM_AT_ONCE)
         _agent(app, LEADS_UPSTREAM, settings, upstream)
         return await run(app, [intake, upstream])
 
 
 async def run_emails(settings: Settings) -> int:
-    """Sends batches. On the way out batches in hand are returned, and their outcomes written."""
-    async with open_resources(settings) as use, AsyncExitStack() as stack:
-        app = _app("worker-emails", settings, 1)
-        sending = settings.sending
-        relay = RelaySettings(
-            host=sending.smtp_host,
-            port=sending.smtp_port,
-            helo_name=sending.smtp_helo_name,
-            connections=sending.smtp_connections,
-        )
-        connections = Connections(relay)
-        stack.push_async_callback(connections.close, QUIT_WITHIN)
-        incarnations = Incarnations("emails", use.database, connections.drop)
+    """Sends batches, and makes bulk mails of other systems rows. On the way out batches in hand are returned, and their
+    outcomes written.
+    """
+    async with open_resources(settings) as use:
+        app = _app("worker-emails", settings, 2)
+        stopping = Stopping()
+        async with _mail_room("emails", use, stopping) as room:
+
+            async def handle(record: Record, ack: Callable[[], None]) -> None:
+                await send_batch(record, ack, room)
+
+            sends = Intake(handle, to_dlq(EMAILS_BATCHES, app.conf.id, use), limit=settings.process.queue_concurrency)
+            _agent(app, EMAILS_BATCHES, settings, sends)
+
+            bury = all_to_dlq(EMAILS_TASKS, app.conf.id, use)
+
+            async def handle_mails(batch: Batch, ack: Callable[[], None]) -> None:
+                await store_mails(batch, use, bury)
+
+            tasks = BatchIntake(handle_mails, _bury_batch(bury), limit=UPSTREAM_AT_ONCE)
+            _agent(app, EMAILS_TASKS, settings, tasks)
+            stopping.intakes = (sends, tasks)
+            return await run(app, stopping.intakes)
+
+
+async def run_transactional(settings: Settings) -> int:
+    """Sends mails that must go now, beside whatever bulk mail there is: with its own consumer, connections and completer."""
+    async with open_resources(settings) as use:
+        app = _app("worker-transactional", settings, 1)
+        stopping = Stopping()
+        async with _mail_room("transactional", use, stopping) as room:
+            bury = all_to_dlq(EMAILS_TRANSACTIONAL, app.conf.id, use)
+
+            async def handle(batch: Batch, ack: Callable[[], None]) -> None:
+                await send_now(batch, ack, room, bury)
+
+            intake = BatchIntake(
+                handle,
+                _bury_batch(bury),
+                limit=settings.process.queue_concurrency,
+                size=transactional.SIZE,
+                wait=transactional.WAIT,
+            )
+            _agent(app, EMAILS_TRANSACTIONAL, settings, intake)
+            stopping.intakes = (intake,)
+            return await run(app, stopping.intakes)
+
+
+@dataclass(slots=True)
+class Stopping:
+    """Whether the process drains: asked before the intakes are made, too."""
+
+    intakes: Sequence[Handlers[Any]] = ()
+
+    def __call__(self) -> bool:
+        return any(intake.closing for intake in self.intakes)
+
+
+@asynccontextmanager
+async def _mail_room(kind: str, use: Resources, stopping: Stopping) -> AsyncIterator[MailRoom]:
+    """With an incarnation that lives, and a completer that writes, until every batch is closed."""
+    check_settings(use.settings.sending)
+    relays = RelayBook(use.database, use.settings)
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(relays.relays.close, QUIT_WITHIN)
+        incarnations = Incarnations(kind, use.database, relays.relays.drop)
         completer = Completer(use.database)
         await incarnations.beat()
         stack.push_async_callback(incarnations.stop)
         await stack.enter_async_context(_beside(incarnations.run()))
         await stack.enter_async_context(_beside(completer.run()))
-        await stack.enter_async_context(_beside(_cut_late(connections, lambda: intake.closing)))
-        room = MailRoom(use, incarnations, connections, completer, lambda: intake.closing)
-
-        async def handle(record: Record, ack: Callable[[], None]) -> None:
-            await send_batch(record, ack, room)
-
-        intake = Intake(handle, to_dlq(EMAILS_BATCHES, app.conf.id, use), limit=settings.process.queue_concurrency)
-        _agent(app, EMAILS_BATCHES, settings, intake)
-        return await run(app, [intake])
+        await stack.enter_async_context(_beside(_cut_late(relays.relays, stopping)))
+        await stack.enter_async_context(_beside(watch_relays(relays, use, kind)))
+        if kind == "emails":
+            await stack.enter_async_context(_beside(run_tests(use, kind)))
+        room = MailRoom(use, incarnations, relays, completer, stopping)
+        await stack.enter_async_context(_beside(watch_sends(room)))
+        yield room
 
 
 async def run_progress(settings: Settings) -> int:
@@ -123,7 +178,19 @@ async def run_progress(settings: Settings) -> int:
             return await run(app, [intake])
 
 
-WORKERS: dict[str, Starter] = {"leads": run_leads, "emails": run_emails, "progress": run_progress}
+WORKERS: dict[str, Starter] = {
+    "leads": run_leads,
+    "emails": run_emails,
+    "transactional": run_transactional,
+    "progress": run_progress,
+}
+
+
+def _bury_batch(bury: Bury) -> Callable[[Batch, Exception], Awaitable[None]]:
+    async def bury_all(batch: Batch, error: Exception) -> None:
+        await bury([(record, error) for record in batch.records])
+
+    return bury_all
 
 
 def _app(group: str, settings: Settings, topics: int) -> App:
@@ -145,11 +212,11 @@ def _agent(app: App, topic: Topic, settings: Settings, intake: Intake | BatchInt
         await intake.run(stream.noack().events(), app.consumer)
 
 
-async def _cut_late(connections: Connections, stopping: Callable[[], bool]) -> None:
+async def _cut_late(relays: Relays, stopping: Callable[[], bool]) -> None:
     while not stopping():
         await asyncio.sleep(0.5)
     await asyncio.sleep(CUT_AFTER)
-    connections.drop("the worker stops")
+    relays.drop("the worker stops")
 
 
 @asynccontextmanager
@@ -159,6 +226,9 @@ async def _beside(work: Any) -> AsyncIterator[None]:
     try:
         yield
     finally:
-        task.cancel()
+        # More than once: redis-py loses a cancellation that comes while it connects (measured: one in six).
+        while not task.done():
+            task.cancel()
+            await asyncio.wait([task], timeout=0.5)
         with suppress(asyncio.CancelledError):
             await task

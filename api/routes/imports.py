@@ -10,6 +10,7 @@ from uuid import UUID
 from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
+from api.answers import Write
 from api.auth import user_of
 from api.depends import After, Caller, IdempotencyKey, Limit, Use, User
 from api.limits import admit_import
@@ -104,15 +105,18 @@ async def look(
 
 
 @router.delete("")
-async def cancel(user: User, use: Use, import_id: ImportIdQuery) -> ImportCancelled:
+async def cancel(write: Write, import_id: ImportIdQuery) -> ImportCancelled:
     """What is stored stays; chunks on their way are not stored any more."""
-    async with use.database.transaction() as connection:
-        if not await cancel_import(connection, ImportId(import_id), user):
-            found = await _found(connection, import_id, user)
+
+    async def act(connection: Connection) -> ImportCancelled:
+        if not await cancel_import(connection, ImportId(import_id), write.user):
+            found = await _found(connection, import_id, write.user)
             raise Conflict(f"the import is {found.state} already")
         # An incomplete one has had its end in there.
-        await reopen_progress(connection, import_id, user, OperationKind.IMPORT, ImportState.CANCELLED)
-    return ImportCancelled(import_id=import_id, state=ImportState.CANCELLED)
+        await reopen_progress(connection, import_id, write.user, OperationKind.IMPORT, ImportState.CANCELLED)
+        return ImportCancelled(import_id=import_id, state=ImportState.CANCELLED)
+
+    return await write.once(ImportCancelled, act)
 
 
 @router.get("/rejected.csv", response_class=StreamingResponse, responses={200: {"content": {"text/csv": {}}}})

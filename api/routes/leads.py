@@ -8,8 +8,9 @@ from fastapi import APIRouter, Path, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ValidationError
 
+from api.answers import Write
 from api.bodies import read_body
-from api.depends import Caller, IdempotencyKey, Use, User
+from api.depends import Caller, Use, User
 from api.document import component
 from api.erasures import erase_address
 from api.errors import invalid_body
@@ -27,7 +28,6 @@ from schemas.http import (
     ErasureRequest,
     LeadAnswer,
     LeadBody,
-    LeadConditions,
     LeadExportQuery,
     LeadPage,
     LeadPatch,
@@ -37,7 +37,8 @@ from schemas.http import (
     TagChange,
 )
 from schemas.ids import UserId
-from store.leads import Lead, Tagged, lock_lead, put_lead, read_lead, tag_leads, write_lead
+from store.leads import Lead, LeadFilter, Tagged, lock_lead, put_lead, read_lead, tag_leads, write_lead
+from store.postgres import Connection
 
 TAG_WITHIN: Final = 15.0
 """Seconds after which no further page of leads is tagged."""
@@ -86,38 +87,46 @@ async def download(user: User, use: Use, query: Annotated[LeadExportQuery, Query
 
 
 @router.post("/tags", openapi_extra=body_of(LeadTagging))
-async def tag(request: Request, user: User, use: Use, idempotency_key: IdempotencyKey = None) -> LeadsTagged:
+async def tag(request: Request, write: Write) -> LeadsTagged:
     """Adds and removes tags of many leads, a page a transaction."""
     asked = await _body(request, LeadTagging, LEADS_NAMED_MAX_BYTES, NAMED_WAY_ROUND)
     check_tags(asked.add, asked.remove)
     if (asked.emails is None) == (asked.filter is None):
         raise InvalidInput("emails", "one of emails and filter is needed")
-    following = None
     if asked.filter is None:
-        done = await _tag_page(use, user, _named(asked.emails or []), asked)
-    else:
-        done, following = await _tag_all(use, user, asked, asked.filter)
+        keys = _named(asked.emails or [])
+
+        async def act(connection: Connection) -> LeadsTagged:
+            return _tagged(await _tag_page(connection, write.user, keys, asked), None)
+
+        return await write.once(LeadsTagged, act, asked)
+    wanted = await read_filter(asked.filter, write.use, write.user)
+
+    async def act_in_steps() -> LeadsTagged:
+        return _tagged(*await _tag_all(write.use, write.user, asked, wanted))
+
+    return await write.in_steps(LeadsTagged, act_in_steps, asked)
+
+
+def _tagged(done: Tagged, following: str | None) -> LeadsTagged:
     return LeadsTagged(leads=done.leads, changed=done.changed, full=done.full, next=following)
 
 
-async def _tag_all(
-    use: Resources, user: UserId, asked: LeadTagging, conditions: LeadConditions
-) -> tuple[Tagged, str | None]:
-    wanted = await read_filter(conditions, use, user)
+async def _tag_all(use: Resources, user: UserId, asked: LeadTagging, wanted: LeadFilter) -> tuple[Tagged, str | None]:
     leads = changed = full = 0
     begun = monotonic()
     async for page in all_pages(use, user, wanted, asked.after or ""):
         if page.leads:
-            done = await _tag_page(use, user, [lead.email_key for lead in page.leads], asked)
+            async with use.database.transaction() as connection:
+                done = await _tag_page(connection, user, [lead.email_key for lead in page.leads], asked)
             leads, changed, full = leads + done.leads, changed + done.changed, full + done.full
         if monotonic() - begun > TAG_WITHIN:
             return Tagged(leads, changed, full), page.next_after
     return Tagged(leads, changed, full), None
 
 
-async def _tag_page(use: Resources, user: UserId, email_keys: list[str], asked: LeadTagging) -> Tagged:
-    async with use.database.transaction() as connection:
-        return await tag_leads(connection, user, email_keys, asked.add, asked.remove, LEAD_TAGS_MAX)
+async def _tag_page(connection: Connection, user: UserId, email_keys: list[str], asked: LeadTagging) -> Tagged:
+    return await tag_leads(connection, user, email_keys, asked.add, asked.remove, LEAD_TAGS_MAX)
 
 
 def _named(emails: list[str]) -> list[str]:
@@ -131,10 +140,13 @@ def _named(emails: list[str]) -> list[str]:
 
 
 @router.post("/erase", openapi_extra=body_of(ErasureRequest))
-async def erase(request: Request, key: Caller, user: User, use: Use, idempotency_key: IdempotencyKey = None) -> Erased:
+async def erase(request: Request, key: Caller, write: Write) -> Erased:
     """Erases one address everywhere it is known for this user, and keeps it from being written to again."""
     asked = await _body(request, ErasureRequest, LEAD_MAX_BYTES, "it is one address")
-    return await erase_address(use, user, asked.email, key.id)
+    address = judge(asked.email)
+    if isinstance(address, Refused):
+        raise InvalidInput("email", address.reason, address.code)
+    return await write.in_steps(Erased, lambda: erase_address(write.use, write.user, asked.email, key.id), asked)
 
 
 # Behind all others: an address may have slashes, so that this path takes whatever is left.
@@ -150,35 +162,37 @@ async def one(email: Email, user: User, use: Use) -> LeadAnswer:
     openapi_extra=body_of(LeadBody),
     responses={201: {"model": LeadAnswer}},
 )
-async def put(
-    email: Email, request: Request, response: Response, user: User, use: Use, idempotency_key: IdempotencyKey = None
-) -> LeadAnswer:
+async def put(email: Email, request: Request, response: Response, write: Write) -> LeadAnswer:
     """Makes the lead, or replaces all of it. 201 when it was not there."""
     asked = await _body(request, LeadBody, LEAD_MAX_BYTES, WAY_ROUND)
     lead = clean_edit(email, asked.name, asked.attributes)
-    async with use.database.transaction() as connection:
-        stored, created = await put_lead(connection, user, lead, list(dict.fromkeys(asked.tags)))
-    response.status_code = 201 if created else 200
-    return _answer(stored)
+
+    async def act(connection: Connection) -> LeadAnswer:
+        stored, created = await put_lead(connection, write.user, lead, list(dict.fromkeys(asked.tags)))
+        response.status_code = 201 if created else 200
+        return _answer(stored)
+
+    return await write.once(LeadAnswer, act, asked)
 
 
 @router.patch("/{email:path}", openapi_extra=body_of(LeadPatch))
-async def edit(
-    email: Email, request: Request, user: User, use: Use, idempotency_key: IdempotencyKey = None
-) -> LeadAnswer:
+async def edit(email: Email, request: Request, write: Write) -> LeadAnswer:
     """What is left out stays. The edit is later than every row of an import that has begun before it."""
     asked = await _body(request, LeadPatch, LEAD_MAX_BYTES, WAY_ROUND)
     key = _key(email)
     changes = asked.attributes or {}
     clean = clean_edit(email, asked.name or "", {name: value for name, value in changes.items() if value is not None})
-    async with use.database.transaction() as connection:
-        lead = await lock_lead(connection, user, key)
+
+    async def act(connection: Connection) -> LeadAnswer:
+        lead = await lock_lead(connection, write.user, key)
         if lead is None:
             raise NotFound("there is no such lead")
         name = lead.name if asked.name is None else clean.name
         attributes = merge_attributes(lead.attributes, changes)
         tags = lead.tags if asked.tags is None else _tags(lead.tags, asked.tags)
-        return _answer(await write_lead(connection, user, key, name, attributes, tags))
+        return _answer(await write_lead(connection, write.user, key, name, attributes, tags))
+
+    return await write.once(LeadAnswer, act, asked)
 
 
 def _tags(tags: list[str], change: TagChange) -> list[str]:

@@ -10,6 +10,7 @@ from uuid import UUID
 
 from fastapi import APIRouter, Query
 
+from api.answers import Write
 from api.depends import After, Limit, Use, User
 from api.resources import Resources
 from core.errors import Conflict, NotFound, Unavailable
@@ -52,16 +53,19 @@ async def progress(
 
 
 @router.delete("", status_code=204)
-async def forget(user: User, use: Use, operation_id: Annotated[UUID, Query(alias="id")]) -> None:
+async def forget(write: Write, operation_id: Annotated[UUID, Query(alias="id")]) -> None:
     """Of an operation that has ended. What it did stays."""
-    async with use.database.connection() as connection:
-        if not await delete_progress(connection, operation_id, user):
-            if await read_progress(connection, operation_id, user) is None:
+
+    async def act(connection: Connection) -> None:
+        if not await delete_progress(connection, operation_id, write.user):
+            if await read_progress(connection, operation_id, write.user) is None:
                 raise NotFound("there is no such operation")
             raise Conflict("the operation is still under way")
+
+    await write.once(type(None), act)
     with suppress(Unavailable, TimeoutError):  # it expires there by itself
         async with asyncio.timeout(PATIENCE):
-            await use.live.forget(operation_id)
+            await write.use.live.forget(operation_id)
 
 
 async def _newest(page: Sequence[Progress], use: Resources) -> list[OperationProgress]:
@@ -92,7 +96,7 @@ async def _summed(connection: Connection, one: Progress) -> dict[str, int]:
 
 
 def _answer(one: Progress, live: LiveCounts | None) -> OperationProgress:
-    """Of two views the one that has seen more ends is the newer one: ends are never taken back."""
+    """Of two views the one that has seen more ends is the newer one: only a retry takes ends back, and the live view away."""
     counts, updated = one.counts, one.updated_at
     if live is not None and _done(one.kind, live.counts) >= _done(one.kind, counts):
         counts = live.counts

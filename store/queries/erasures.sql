@@ -20,8 +20,9 @@ DELETE FROM leads WHERE user_id = $1 AND email_key = $2 RETURNING email
 
 -- name: wait_for_intake
 -- Behind the two above: waits for the pages of recipients that are being written just now, and may have read what was before
--- (campaign_sends_active). Later ones know.
-SELECT id FROM campaign_sends WHERE user_id = $1 AND state = 'receiving' FOR SHARE
+-- (campaign_sends_active, campaign_sends_running). Later ones know.
+SELECT id FROM campaign_sends
+WHERE user_id = $1 AND (lane = 'campaign' AND state = 'receiving' OR lane <> 'campaign' AND state = 'running') FOR SHARE
 
 -- name: erase_mails
 -- A page of mails (email_sends_address). Their states and counts stay. Those that wait are suppressed when their turn comes,
@@ -32,7 +33,7 @@ WITH page AS (
   WHERE m.user_id = $1 AND m.email_key = $2 ORDER BY m.send_id, m.position LIMIT $4 FOR UPDATE
 ), erased AS (
   UPDATE email_sends m
-  SET email = '', email_key = $3, name = '', variables = '{}', recipient_id = NULL, reply = NULL, history = NULL
+  SET email = '', email_key = $3, name = '', variables = '{}', content = NULL, recipient_id = NULL, reply = NULL, history = NULL
   FROM page WHERE m.send_id = page.send_id AND m.position = page.position
   RETURNING m.send_id, m.position, m.state
 )
@@ -93,6 +94,15 @@ WITH page AS MATERIALIZED (
   FROM mine m WHERE d.id = m.id RETURNING d.id
 )
 SELECT max(p.id::text)::uuid AS last_id, (SELECT count(*) FROM erased)::integer AS erased FROM page p
+
+-- name: erase_answers
+-- What writes with an Idempotency-Key were answered holds what they wrote. A user's part of the primary key, of a week. The same
+-- again would act again, as if it had come after its week.
+DELETE FROM answers a
+WHERE a.user_id = $1
+  AND CASE WHEN EXISTS (SELECT FROM unnest($2::text[]) AS part WHERE strpos(lower(a.body), part) > 0)
+           THEN a.body COLLATE pg_c_utf8 ~* $3 ELSE false END
+RETURNING a.idempotency_key
 
 -- name: imports_under_way
 -- lead_imports_counting. Their chunks on Kafka may hold the address still.

@@ -5,7 +5,3 @@ INSERT INTO api_keys (name, scope, user_id, key_hash) VALUES ($1, $2, $3, $4) RE
 -- By the unique hash, before every request: who asks is not known yet.
 SELECT id, scope, user_id FROM api_keys
 WHERE key_hash = $1 AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > now())
-
--- name: user_limits
--- Primary key. The users are those a process serves, not those who ask.
-SELECT user_id, rate, burst FROM user_limits WHERE user_id = ANY($1::text[]) AND name = $2

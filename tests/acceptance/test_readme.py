@@ -13,8 +13,9 @@ README = (Path(__file__).parents[2] / "README.md").read_text()
 def test_the_examples_work_as_written(system: System, tmp_path: Path) -> None:
     system.script(delay=2)  # a send of two mails would be over before it can be paused
     key = run(system.environment, "-m", "streams", "key", "--scope", "service", "--name", "readme")
-    [block] = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
-    script = block.replace("curl -sS", "curl -sS --fail-with-body")
+    script = "\n".join(re.findall(r"```bash\n(.*?)```", README, re.DOTALL)).replace(
+        "curl -sS", "curl -sS --fail-with-body"
+    )
     done = subprocess.run(
         ["bash", "-euxo", "pipefail", "-c", script],
         cwd=tmp_path,

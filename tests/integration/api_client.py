@@ -20,6 +20,7 @@ from store.postgres import Connection
 OWNER, STRANGER = UserId("owner"), UserId("stranger")
 IMPORT, SEND, PROGRESS = "/api/queue/leads/import", "/api/queue/campaigns/send", "/api/queue/progress"
 LEADS = "/api/queue/leads"
+EMAILS, SUPPRESSIONS = "/api/queue/emails", "/api/queue/suppressions"
 CSV, NDJSON = {"Content-Type": "text/csv"}, {"Content-Type": "application/x-ndjson"}
 
 

@@ -18,11 +18,9 @@ from store.dead_letters import DeadLetter, add_dead_letter
 from store.imports import create_import, finish_import, receive_import
 from store.leads import add_rejects
 from store.postgres import Connection, Database
-from store.release import release_due, reopen_batches
 from store.sends import (
     Recipients,
     add_recipients,
-    add_suppressions,
     cancel_page,
     cancel_send,
     materialise_page,
@@ -30,8 +28,19 @@ from store.sends import (
     resume_send,
     send_counts,
 )
+from store.suppressions import add_suppressions
 from tests.integration.api_client import LEADS, OWNER, STRANGER, Api, running_api
-from tests.integration.ledger import check_sums, new_send, new_worker, outcome, page, release, states
+from tests.integration.ledger import (
+    check_sums,
+    new_send,
+    new_worker,
+    outcome,
+    page,
+    release,
+    release_deferred,
+    reopen,
+    states,
+)
 
 ERASE = f"{LEADS}/erase"
 ANN = "p3@example.com"
@@ -55,7 +64,7 @@ def ledger(api: Api) -> Database:
 
 
 async def _erase(client: httpx.AsyncClient, email: str = WRITTEN) -> dict[str, Any]:
-    answer = await client.post(ERASE, json={"email": email}, headers={"Idempotency-Key": "erase"})
+    answer = await client.post(ERASE, json={"email": email})
     assert answer.status_code == 200, answer.text
     erased: dict[str, Any] = answer.json()
     return erased
@@ -216,10 +225,9 @@ async def test_a_mail_that_waits_is_suppressed_when_its_turn_comes(client: httpx
             await check_sums(connection, send, OWNER)
         [first] = await release(connection, unreleased, 6)
         await resume_send(connection, OWNER, "returned")
-        [(second, _)] = await reopen_batches(connection, OWNER, 10)
-        third = await release_due(connection, deferred, OWNER, 10)
-        assert third is not None
-    for send, one in zip(sends, (first, pointer, second, third[0]), strict=True):
+        [second] = await reopen(connection, OWNER)
+        [third] = await release_deferred(connection, deferred)
+    for send, one in zip(sends, (first, pointer, second, third), strict=True):
         async with ledger.connection() as connection:
             batch, worker = await _claim(connection, one)
         assert 3 not in await _work(ledger, batch, worker)

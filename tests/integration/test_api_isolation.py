@@ -16,12 +16,14 @@ from schemas.states import KeyScope
 from store.leads import add_rejects
 from tests.integration.api_client import (
     CSV,
+    EMAILS,
     IMPORT,
     LEADS,
     OWNER,
     PROGRESS,
     SEND,
     STRANGER,
+    SUPPRESSIONS,
     Api,
     leads_csv,
     running_api,
@@ -29,6 +31,9 @@ from tests.integration.api_client import (
 from tests.orders import order
 
 OPEN = {"/healthz", "/readyz", "/openapi.json", "/docs", "/docs/oauth2-redirect", "/redoc"}
+RATE_LIMIT, RELAYS = "/api/queue/rate-limit", "/api/queue/relays"
+SHARED_LIMITS = f"{RATE_LIMIT}/shared"
+SINGLE = {"template": {"subject": "Hi", "text": "Hi"}, "sender": {"email": "news@shop.com"}}
 MAKING = ("POST", "PUT")
 """A stranger who makes something gets an answer about it."""
 SECRETS = ("secret@mail.com", "Secret Name", "secret row", "secret-tag")
@@ -51,6 +56,10 @@ def _campaign(ids: Ids) -> dict[str, Any]:
     return {"params": {"campaignId": ids.campaign_id}}
 
 
+def _send(ids: Ids) -> dict[str, Any]:
+    return {"params": {"sendId": ids.send_id}}
+
+
 def _import(ids: Ids) -> dict[str, Any]:
     return {"params": {"importId": ids.import_id}}
 
@@ -71,18 +80,37 @@ def _selections(ids: Ids) -> list[dict[str, Any]]:
     ]
 
 
+def _relay(ids: Ids, more: str = "", **call: Any) -> dict[str, Any]:
+    return {"url": f"{RELAYS}/{ids.campaign_id}{more}", **call}
+
+
+def _suppressed(ids: Ids, **call: Any) -> dict[str, Any]:
+    return {"params": {"email": ids.email}, **call}
+
+
 def calls(ids: Ids) -> Mapping[tuple[str, str], list[dict[str, Any]]]:
     """How each route is called, with ids in all places where one can be given. Those that make something come last."""
     return {
         ("GET", IMPORT): [_import(ids), {}, {"params": {"after": ids.import_id}}],
         ("DELETE", IMPORT): [_import(ids)],
         ("GET", f"{IMPORT}/rejected.csv"): [_import(ids)],
-        ("GET", SEND): [_campaign(ids)],
+        ("GET", SEND): [_campaign(ids), _send(ids)],
+        ("GET", f"{SEND}s"): [{}, _campaign(ids), {"params": {"after": ids.send_id}}],
+        ("GET", f"{SEND}/recipients"): [_campaign(ids), _send(ids)],
+        ("GET", f"{SEND}/recipients.csv"): [_campaign(ids), _send(ids)],
+        ("POST", f"{SEND}/retry"): [_campaign(ids), _send(ids)],
         ("POST", f"{SEND}/pause"): [_campaign(ids)],
         ("POST", f"{SEND}/resume"): [_campaign(ids)],
         ("DELETE", SEND): [_campaign(ids)],
         ("GET", PROGRESS): [_operation(ids), {"params": {"id": ids.send_id}}, {}, {"params": {"after": ids.send_id}}],
         ("DELETE", PROGRESS): [_operation(ids), {"params": {"id": ids.send_id}}],
+        ("GET", SUPPRESSIONS): [
+            {},
+            _suppressed(ids),
+            {"params": {"after": ids.email}},
+            {"params": {"reason": "manual"}},
+        ],
+        ("DELETE", SUPPRESSIONS): [_suppressed(ids)],
         ("GET", LEADS): [*_selections(ids), {"params": {"after": ids.email}}],
         ("GET", f"{LEADS}/export"): [*_selections(ids), {"params": {"format": "ndjson"}}],
         ("GET", f"{LEADS}/{{email:path}}"): [_lead(ids)],
@@ -94,9 +122,38 @@ def calls(ids: Ids) -> Mapping[tuple[str, str], list[dict[str, Any]]]:
         ],
         ("POST", f"{LEADS}/erase"): [{"json": {"email": ids.email}}, {"json": {"email": "secret@mail.com"}}],
         ("PUT", f"{LEADS}/{{email:path}}"): [_lead(ids, json={"name": "Other"})],
+        ("GET", EMAILS): [
+            {"params": {"email": "secret@mail.com"}},
+            {"params": {"email": "secret@mail.com", "sendId": ids.send_id}},
+            {"params": {"email": "secret@mail.com", "campaignId": ids.campaign_id, "after": f"{ids.send_id}/7"}},
+            {"params": {"messageId": f"{UUID(ids.send_id).hex}.0@shop.com"}},
+        ],
+        ("GET", f"{EMAILS}/{{id}}"): [{"url": f"{EMAILS}/{ids.send_id}"}],
+        ("GET", f"{EMAILS}/{{sendId}}/{{position}}"): [{"url": f"{EMAILS}/{ids.send_id}/0"}],
+        ("GET", RELAYS): [{}],
+        ("GET", f"{RELAYS}/{{name}}"): [_relay(ids)],
+        ("PATCH", f"{RELAYS}/{{name}}"): [_relay(ids, json={"weight": 2})],
+        ("DELETE", f"{RELAYS}/{{name}}"): [_relay(ids)],
+        ("GET", RATE_LIMIT): [{}, {"params": {"name": "api"}}],
+        ("POST", f"{RELAYS}/{{name}}/test"): [_relay(ids, "/test", json={})],
+        ("POST", RELAYS): [{"json": {"name": ids.campaign_id, "host": "relay.shop.com", "port": 587}}],
+        ("POST", RATE_LIMIT): [{"json": {"name": "api"}}],
+        ("POST", EMAILS): [{"json": {"emails": [SINGLE | {"email": ids.email}]}}],
+        ("POST", SUPPRESSIONS): [{"json": {"emails": [ids.email], "reason": "manual"}}],
+        ("POST", f"{SUPPRESSIONS}/import"): [{"content": f"email\n{ids.email}\n", "headers": CSV}],
         ("POST", IMPORT): [{"content": leads_csv(1), "headers": CSV | {"Idempotency-Key": "owners"}}],
         ("POST", SEND): [{"json": order(campaignId=ids.campaign_id), "headers": {"Idempotency-Key": "owners"}}],
     }
+
+
+NOT_FOR_USERS: Mapping[tuple[str, str], dict[str, Any]] = {
+    ("PUT", RATE_LIMIT): {"json": {"name": "api", "rate": 1}},
+    ("DELETE", RATE_LIMIT): {},
+    ("GET", SHARED_LIMITS): {},
+    ("PUT", SHARED_LIMITS): {"json": {"kind": "relay", "target": "*", "rate": 1}},
+    ("DELETE", SHARED_LIMITS): {"params": {"kind": "relay", "target": "*"}},
+}
+"""Routes of other scopes, and a good call of each."""
 
 
 async def ask(client: httpx.AsyncClient, route: tuple[str, str], call: Mapping[str, Any]) -> httpx.Response:
@@ -138,7 +195,7 @@ async def owned(api: Api) -> Ids:
 async def _ledger(api: Api) -> list[Any]:
     """Everything that is the owner's."""
     tables = ("lead_imports", "campaign_sends", "email_sends", "campaign_send_batches", "progress_tracking")
-    tables += ("leads", "suppressions", "erasures")
+    tables += ("leads", "suppressions", "erasures", "relays", "user_limits", "mail_keys")
     async with api.resources.database.connection() as connection:
         return [await connection.fetch(f"SELECT * FROM {table} WHERE user_id = $1", OWNER) for table in tables]
 
@@ -148,7 +205,7 @@ def _shows_nothing(answer: httpx.Response, ids: Ids) -> bool:
 
 
 async def test_every_route_is_called_here(api: Api) -> None:
-    known = set(calls(NOBODYS))
+    known = {*calls(NOBODYS), *NOT_FOR_USERS}
     there = {(method, path) for method, path in routes(api) if path not in OPEN}
     assert there == known
 
@@ -160,7 +217,7 @@ async def test_without_a_valid_key_nothing_answers(api: Api, owned: Ids) -> None
     for route in routes(api):
         if route[1] in OPEN:
             continue
-        for call in calls(owned)[route]:
+        for call in calls(owned).get(route) or [NOT_FOR_USERS[route]]:
             for client in (nobody, wrong, basic):
                 answer = await ask(client, route, call)
                 assert answer.status_code == 401, route
@@ -194,6 +251,14 @@ async def test_a_stranger_cannot_name_the_owner(api: Api, owned: Ids) -> None:
             assert _shows_nothing(answer, owned), route
     in_body = await stranger.post(SEND, json=order(userId=OWNER))
     assert in_body.status_code == 404
+    assert await _ledger(api) == before
+
+
+async def test_what_is_not_for_users_a_user_key_cannot_do(api: Api, owned: Ids) -> None:
+    before = await _ledger(api)
+    owner = await api.client_of(OWNER)
+    for route, call in NOT_FOR_USERS.items():
+        assert (await ask(owner, route, call)).status_code == 403, route
     assert await _ledger(api) == before
 
 

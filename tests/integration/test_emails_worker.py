@@ -10,22 +10,23 @@ import httpx
 import pytest
 
 from core.errors import Unavailable, Unusable
+from core.limits import user_limits
 from core.settings import load
 from devstack.audit import read_arrivals
-from mailer.pool import Connections
-from mailer.smtp import RelaySettings
 from schemas.ids import SendId
 from schemas.messages import BatchPointer, encode
-from schemas.states import OnDoubt
+from schemas.states import LimitName, OnDoubt
 from store.postgres import Connection
-from store.release import finish_sends, reopen_batches
-from store.sends import add_suppressions, pause_send
+from store.release import finish_sends
+from store.sends import pause_send
+from store.suppressions import add_suppressions
 from streams.completer import Completer
 from streams.emails import MailRoom, send_batch
 from streams.incarnation import Incarnations
 from streams.intake import Record
+from streams.relays import RelayBook
 from streams.resources import Resources, open_resources
-from tests.integration.ledger import USER, check_sums, new_send, release, states
+from tests.integration.ledger import USER, check_sums, new_send, release, reopen, states
 
 
 @dataclass
@@ -51,17 +52,16 @@ class Worker:
 async def _worker(environment: dict[str, str]) -> AsyncIterator[Worker]:
     settings = load(environment)
     async with open_resources(settings) as use:
-        sending = settings.sending
-        connections = Connections(RelaySettings(sending.smtp_host, sending.smtp_port, sending.smtp_helo_name, 4))
-        incarnations = Incarnations("emails", use.database, connections.drop)
+        relays = RelayBook(use.database, settings)
+        incarnations = Incarnations("emails", use.database, relays.relays.drop)
         completer = Completer(use.database)
         await incarnations.beat()
-        room = MailRoom(use, incarnations, connections, completer, lambda: worker.draining)
+        room = MailRoom(use, incarnations, relays, completer, lambda: worker.draining)
         worker = Worker(use, room)
         writing = asyncio.create_task(completer.run())
         yield worker
         writing.cancel()
-        await connections.close(1)
+        await relays.relays.close(1)
 
 
 @pytest.fixture
@@ -142,6 +142,9 @@ async def test_refusals_are_outcomes_of_their_mail_alone(worker: Worker, with_si
         assert row is not None
         assert (row["code"], row["enhanced_code"], row["attempts"]) == (550, "5.1.1", 1)
         assert "no such mailbox" in row["reply"]
+        # Whose mailbox is none is not written to again; all others are.
+        suppressed = await connection.fetch("SELECT email_key, reason FROM suppressions")
+        assert [tuple(one) for one in suppressed] == [("p1@example.com", "bounce")]
 
 
 @pytest.mark.parametrize(("on_doubt", "state"), [(OnDoubt.RESEND, "deferred"), (OnDoubt.SKIP, "unknown")])
@@ -168,7 +171,7 @@ async def test_a_relay_that_is_away_costs_no_attempt(with_sink: dict[str, str]) 
             assert await states(connection, send) == {"queued": 10}
             assert await connection.fetchval("SELECT max(attempts) FROM email_sends") == 0
             assert await connection.fetchval("SELECT state FROM campaign_send_batches") == "returned"
-            assert await reopen_batches(connection, USER, 10) == []
+            assert await reopen(connection) == []
 
 
 async def test_a_pause_stops_a_batch_on_its_way_and_a_resume_is_exact(
@@ -189,7 +192,7 @@ async def test_a_pause_stops_a_batch_on_its_way_and_a_resume_is_exact(
     async with _ledger(worker, send) as connection:
         assert await states(connection, send) == {"sent": arrived, "queued": 100 - arrived}
         await connection.execute("UPDATE campaign_sends SET state = 'running'")
-        [(again, _)] = await reopen_batches(connection, USER, 10)
+        [again] = await reopen(connection)
     await worker.send(again)
     arrivals = read_arrivals(with_sink["SINK_URL"])
     assert (len(arrivals.mails), arrivals.repeated) == (100, 0)
@@ -203,7 +206,7 @@ async def test_a_worker_that_is_told_to_stop_returns_what_it_has_not_begun(worke
     await worker.send(pointer)
     async with _ledger(worker, send) as connection:
         assert await states(connection, send) == {"queued": 10}
-        assert len(await reopen_batches(connection, USER, 10)) == 1
+        assert len(await reopen(connection)) == 1
 
 
 async def test_an_incarnation_without_a_heartbeat_sends_nothing(
@@ -249,6 +252,45 @@ async def test_a_limit_that_is_far_away_defers_at_no_cost(with_sink: dict[str, s
         async with _ledger(worker, send) as connection:
             assert (await states(connection, send))["deferred"] >= 4
             assert await connection.fetchval("SELECT max(attempts) FROM email_sends WHERE state = 'deferred'") == 0
+
+
+async def test_a_domain_without_tokens_holds_up_no_other(with_sink: dict[str, str]) -> None:
+    async with _worker(with_sink) as worker:
+        async with _ledger(worker) as connection:
+            await connection.execute("INSERT INTO shared_limits VALUES ('recipient-domain', 'gmail', 0.1, 1)")
+            send = await new_send(connection, 60)
+            await connection.execute(
+                "UPDATE email_sends SET email_key = position || '@googlemail.com' WHERE position < 30"
+            )
+            [pointer] = await release(connection, send, 60, 100)
+        await worker.send(pointer)
+        arrived = {position for _, position in read_arrivals(with_sink["SINK_URL"]).mails}
+        assert set(range(30, 60)) <= arrived
+        async with _ledger(worker, send) as connection:
+            found = await states(connection, send)
+            assert found["deferred"] >= 29
+            due = "SELECT count(*), count(DISTINCT due_at), max(attempts) FROM email_sends WHERE state = 'deferred'"
+            row = await connection.fetchrow(due)
+            assert row is not None
+            # One after the other, as the limit lets them, and no attempt was made.
+            assert tuple(row) == (found["deferred"], found["deferred"], 0)
+
+
+async def test_mails_that_were_not_begun_give_their_tokens_back(with_sink: dict[str, str]) -> None:
+    async with _worker(with_sink | {"SMTP_PORT": "1"}) as worker:
+        prefix = with_sink["REDIS_PREFIX"]
+        await worker.use.redis.set(f"{prefix}limit:since", 1)
+        async with _ledger(worker) as connection:
+            await connection.execute(
+                "INSERT INTO user_limits (user_id, name, rate, burst, per_day) VALUES ($1, 'email-sending', 0.01, 50, 50)",
+                USER,
+            )
+            send = await new_send(connection, 20)
+            [pointer] = await release(connection, send, 20, 100)
+        await worker.send(pointer)
+        rate = await worker.use.book.rate(LimitName.EMAIL_SENDING, USER)
+        [grant] = await worker.use.limiter.peek([(user_limits(USER, rate), 100)])
+        assert grant.tokens == 50
 
 
 async def test_a_recipient_whose_mail_cannot_be_made_fails_alone(worker: Worker) -> None:

@@ -21,19 +21,17 @@ from store.batches import (
 )
 from store.postgres import Connection, Database
 from store.release import (
+    Settled,
     finish_sends,
     lease_users,
     open_mails,
     releasable_sends,
     release_batches,
-    release_due,
-    reopen_batches,
     settle_users,
 )
 from store.sends import (
     Recipients,
     add_recipients,
-    add_suppressions,
     cancel_page,
     cancel_send,
     materialise_page,
@@ -43,8 +41,20 @@ from store.sends import (
     start_send,
     wake_release,
 )
+from store.suppressions import add_suppressions
 from store.workers import fence_silent_workers, heartbeat, rescue_batches
-from tests.integration.ledger import USER, check_sums, new_send, new_worker, outcome, page, release, states
+from tests.integration.ledger import (
+    USER,
+    check_sums,
+    new_send,
+    new_worker,
+    outcome,
+    page,
+    release,
+    release_deferred,
+    reopen,
+    states,
+)
 
 
 async def _claim(connection: Connection, pointer: BatchPointer, worker: IncarnationId) -> Batch:
@@ -130,10 +140,9 @@ async def test_a_deferred_mail_keeps_its_position_and_its_history(database: Data
         )
         await end_batches(connection, [batch.id])
         assert await finish_sends(connection) == []
-        released = await release_due(connection, send, USER, 100)
-        assert released is not None
+        [released] = await release_deferred(connection, send)
         await check_sums(connection, send)
-        again = await _claim(connection, released[0], worker)
+        again = await _claim(connection, released, worker)
         assert again.positions == [1]
         [mail] = await read_batch(connection, again)
         assert (mail.position, mail.attempts) == (1, 1)
@@ -156,8 +165,8 @@ async def test_a_rescued_batch_goes_to_another_worker_with_the_next_epoch(databa
         await write_outcomes(connection, send, [(batch.id, outcome(position)) for position in range(4)])
         await _silence(connection, dead)
         assert await rescue_batches(connection, await fence_silent_workers(connection, 20)) == [batch.id]
-        [(reopened, size)] = await reopen_batches(connection, USER, 10)
-        assert (reopened.batch_id, reopened.epoch, size) == (batch.id, 2, 10)
+        [reopened] = await reopen(connection)
+        assert (reopened.batch_id, reopened.epoch) == (batch.id, 2)
         assert await claim_batch(connection, pointer, living) is None
         again = await _claim(connection, reopened, living)
         assert [mail.position for mail in await read_batch(connection, again)] == [4, 5, 6, 7, 8, 9]
@@ -199,12 +208,12 @@ async def test_pause_and_resume_are_exact(database: Database) -> None:
         assert await fence_batches(connection, [batch], worker) == {batch.id: SendState.PAUSED}
         await write_outcomes(connection, send, [(batch.id, outcome(position)) for position in range(5)])
         await return_batches(connection, [(batch.id, 0.0)])
-        assert await reopen_batches(connection, USER, 10) == []
+        assert await reopen(connection) == []
         assert await resume_send(connection, USER, "spring") == send
-        reopened = await reopen_batches(connection, USER, 10)
-        assert {pointer.batch_id for pointer, _ in reopened} == {pointer.batch_id for pointer in pointers}
+        reopened = await reopen(connection)
+        assert {pointer.batch_id for pointer in reopened} == {pointer.batch_id for pointer in pointers}
         seen = []
-        for pointer, _ in reopened:
+        for pointer in reopened:
             seen += [mail.position for mail in await read_batch(connection, await _claim(connection, pointer, worker))]
         assert sorted(seen) == list(range(5, 30))
         await check_sums(connection, send)
@@ -228,8 +237,10 @@ async def test_a_returned_batch_rests_as_long_as_it_was_told(database: Database)
         [pointer] = await release(connection, send, 10)
         batch = await _claim(connection, pointer, await new_worker(connection))
         await return_batches(connection, [(batch.id, 60.0)])
-        assert await reopen_batches(connection, USER, 10) == []
-        assert (await open_mails(connection, [USER]))[USER].returned == 0
+        assert await reopen(connection) == []
+        opened = (await open_mails(connection, [USER]))[USER][send]
+        assert opened.returned == 0
+        assert 50 < (opened.returns_in or 0) <= 60
 
 
 async def test_cancel_ends_every_mail_that_has_no_end(database: Database) -> None:
@@ -340,9 +351,9 @@ async def test_a_users_lease_is_for_one_loop_and_a_wake_is_not_lost(database: Da
         [lease] = await lease_users(connection, one, 10)
         assert await lease_users(connection, two, 10) == []
         await wake_release(connection, USER)
-        await settle_users(connection, one, [lease], [None])
+        await settle_users(connection, one, [Settled(lease, None, False)])
         [again] = await lease_users(connection, two, 10)
-        await settle_users(connection, two, [again], [None])
+        await settle_users(connection, two, [Settled(again, None, False)])
         assert await lease_users(connection, one, 10) == []
         await wake_release(connection, USER)
         assert len(await lease_users(connection, one, 10)) == 1

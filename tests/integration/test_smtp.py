@@ -1,196 +1,47 @@
-"""Connections and deliveries against aiosmtpd, an independent server, and against a relay that follows a script."""
+"""Connections and deliveries, one by one and written ahead, against aiosmtpd and a relay that follows a script."""
 
 import asyncio
-import contextlib
 import socket
 import threading
-from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from collections import Counter
+from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from typing import Any
-from uuid import UUID
 
 import pytest
 import uvloop
-from aiosmtpd.smtp import SMTP as SMTPServer
 
 from core.errors import Unavailable
 from core.outcomes import Accepted, Delivery, InDoubt, Lost, NotBegun, Refused
 from core.replies import Reply, Stage
-from core.templates import compile_template
-from mailer.mime import Envelope, Sender, compile_mail
+from mailer.mime import Envelope
 from mailer.pool import Connections
-from mailer.smtp import RFC_TIMEOUTS, Connection, RelaySettings, Timeouts, connect
-
-CLOSE = "close"
-SILENCE = "silence"
-BIG = b"x" * 76 + b"\r\n"
-DEFAULTS = {"GREETING": "220 relay", "EHLO": "250-relay\r\n250 8BITMIME", "DATA": "354 go", "QUIT": "221 bye"}
-
-
-class ScriptedRelay:
-    """Answers by a script: for a verb (or GREETING; BODY, before it reads the content; CONTENT, after the dot) the
-    steps for its 1st, 2nd … time: a reply, CLOSE or SILENCE. Beyond the script it accepts everything.
-    """
-
-    def __init__(self, script: dict[str, list[str]]) -> None:
-        self._script = script
-        self._seen: Counter[str] = Counter()
-        self._talks: set[asyncio.Task[None]] = set()
-        self.lines: list[str] = []
-        self.contents: list[bytes] = []
-        self.greeted = 0
-        self.ended = 0
-        self.told: dict[str, asyncio.Event] = defaultdict(asyncio.Event)
-
-    def verbs(self) -> list[str]:
-        return [line.split(" ")[0] for line in self.lines]
-
-    async def talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._talks.add(task)
-        self.greeted += 1
-        try:
-            with contextlib.suppress(ConnectionError):
-                await self._talk(reader, writer)
-        finally:
-            self.ended += 1
-            self._talks.discard(task)
-            writer.close()
-
-    async def stop(self) -> None:
-        for task in tuple(self._talks):
-            task.cancel()
-        await asyncio.gather(*self._talks, return_exceptions=True)
-
-    async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if not await self._say("GREETING", reader, writer):
-            return
-        while line := await reader.readline():
-            verb = line.split()[0].decode().upper()
-            self.lines.append(line.decode().strip())
-            reply = await self._say(verb, reader, writer)
-            if verb == "DATA" and reply.startswith("354"):
-                if not await self._say("BODY", reader, writer):
-                    return
-                self.contents.append(await reader.readuntil(b"\r\n.\r\n"))
-                reply = await self._say("CONTENT", reader, writer)
-            if not reply or verb == "QUIT":
-                return
-
-    async def _say(self, verb: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> str:
-        """What was said; nothing when the connection is to be closed."""
-        steps = self._script.get(verb, [])
-        number = self._seen[verb]
-        self._seen[verb] += 1
-        step = steps[number] if number < len(steps) else DEFAULTS.get(verb, "250 OK")
-        self.told[verb].set()
-        if step == CLOSE:
-            return ""
-        if step == SILENCE:
-            while await reader.read(65536):
-                pass
-            return ""
-        if verb == "BODY" and number >= len(steps):
-            return "read on"
-        for part in step.split("|"):  # in pieces, as the network may bring them
-            writer.write(part.encode("utf-8", "surrogateescape"))
-            await writer.drain()
-            await asyncio.sleep(0)
-        writer.write(b"\r\n")
-        return step
+from mailer.relay import RFC_TIMEOUTS, RelaySettings, Timeouts
+from mailer.smtp import Connection, connect
+from tests.integration.relays import (
+    BIG,
+    CLOSE,
+    DEFAULTS,
+    PIPELINING,
+    SILENCE,
+    ScriptedRelay,
+    aiosmtpd,
+    campaign,
+    deliveries,
+    kinds,
+    mails,
+    scripted,
+    settings,
+    until,
+)
 
 
-@asynccontextmanager
-async def scripted(script: dict[str, list[str]] | None = None) -> AsyncIterator[tuple[ScriptedRelay, RelaySettings]]:
-    relay = ScriptedRelay(script or {})
-    server = await asyncio.start_server(relay.talk, "127.0.0.1", 0)
-    try:
-        yield relay, settings(server.sockets[0].getsockname()[1])
-    finally:
-        server.close()
-        await relay.stop()
-
-
-def settings(port: int, connections: int = 1, **more: Any) -> RelaySettings:
-    return RelaySettings("127.0.0.1", port, "sender.example", connections, **more)
-
-
-def mails(count: int, content: bytes = b"Subject: x\r\n\r\nHello\r\n") -> list[Envelope]:
-    return [
-        Envelope(
-            position, "news@example.com", f"user{position}@example.net", f"<{position}@example.com>", content, False
-        )
-        for position in range(count)
-    ]
-
-
-async def deliveries(
-    envelopes: list[Envelope], script: dict[str, list[str]], timeouts: Timeouts = RFC_TIMEOUTS
-) -> tuple[list[Delivery], ScriptedRelay, bool]:
-    """What became of them over one connection, the relay, and whether the connection may be used on."""
-    async with scripted(script) as (relay, where):
-        connection = await connect(where, timeouts)
-        found = await asyncio.wait_for(connection.send(envelopes), 10)
-        usable = connection.usable
-        await connection.quit()
-        await until(lambda: relay.ended == 1)
-        return found, relay, usable
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
-        while not condition():
-            await asyncio.sleep(0.001)
-
-
-def kinds(found: list[Delivery]) -> list[type]:
-    return [type(one) for one in found]
-
-
-class Recorder:
-    """A handler of aiosmtpd."""
-
-    def __init__(self) -> None:
-        self.envelopes: list[Any] = []
-
-    async def handle_RCPT(self, server: Any, session: Any, envelope: Any, address: str, options: list[str]) -> str:
-        if address.startswith("gone"):
-            return "550 5.1.1 no such user"
-        envelope.rcpt_tos.append(address)
-        return "250 2.1.5 OK"
-
-    async def handle_DATA(self, server: Any, session: Any, envelope: Any) -> str:
-        self.envelopes.append(envelope)
-        return "250 2.0.0 queued"
-
-
-@asynccontextmanager
-async def aiosmtpd(**options: Any) -> AsyncIterator[tuple[Recorder, RelaySettings]]:
-    handler = Recorder()
-    loop = asyncio.get_running_loop()
-    sessions: list[SMTPServer] = []
-
-    def make() -> SMTPServer:
-        sessions.append(SMTPServer(handler, loop=loop, hostname="relay.example", **options))
-        return sessions[-1]
-
-    server = await loop.create_server(make, "127.0.0.1", 0)
-    try:
-        yield handler, settings(server.sockets[0].getsockname()[1], connections=2)
-    finally:
-        server.close()
-        for session in sessions:
-            if session.transport is not None:
-                session.transport.close()
-        await asyncio.sleep(0)
-
-
-def campaign(text: str) -> Callable[[int, str], Envelope]:
-    compiled = compile_mail(UUID(int=1), compile_template("Hello", None, text), Sender("news@example.com", "News"))
-    return lambda position, email: compiled.build(position, email, None, {}, None)
+@pytest.fixture(autouse=True, params=["one by one", "ahead"])
+def ahead(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether relays offer PIPELINING; what becomes of the mails must be the same."""
+    if request.param == "ahead":
+        monkeypatch.setitem(DEFAULTS, "EHLO", PIPELINING)
+    return bool(request.param == "ahead")
 
 
 @pytest.mark.asyncio
@@ -258,13 +109,31 @@ async def test_an_address_of_other_letters_fails_alone_where_smtputf8_is_not_off
 
 @pytest.mark.asyncio
 async def test_content_larger_than_the_relay_takes_is_refused() -> None:
-    async with aiosmtpd(data_size_limit=1000) as (_, where):
+    found, relay, _ = await deliveries([mails(1, BIG * 100)[0], mails(1)[0]], {"CONTENT": ["552 5.3.4 too big"]})
+    assert found[0] == Refused(Reply(552, "5.3.4", "too big"), Stage.CONTENT)
+    assert kinds(found) == [Refused, Accepted]
+    assert len(relay.contents) == 2
+
+
+@pytest.mark.asyncio
+async def test_content_larger_than_the_announced_size_is_refused_without_being_sent() -> None:
+    async with aiosmtpd(data_size_limit=1000) as (handler, where):
         connection = await connect(where)
         found = await connection.send([mails(1, BIG * 100)[0], mails(1)[0]])
         await connection.quit()
+    assert found[0] == Refused(Reply(552, "5.3.4", "7800 bytes, and the relay takes 1000"), Stage.MAIL)
+    assert kinds(found) == [Refused, Accepted]
+    assert len(handler.envelopes) == 1
+
+
+@pytest.mark.asyncio
+async def test_other_than_ascii_content_fails_alone_where_8bitmime_is_not_offered() -> None:
+    wide = replace(mails(1)[0], content="Subject: x\r\n\r\nHé\r\n".encode())
+    found, relay, _ = await deliveries([wide, mails(2)[1]], {"EHLO": ["250-relay\r\n250 PIPELINING"]})
     assert kinds(found) == [Refused, Accepted]
     assert isinstance(found[0], Refused)
-    assert (found[0].reply.code, found[0].stage) == (552, Stage.CONTENT)
+    assert (found[0].reply.code, found[0].reply.enhanced) == (554, "5.6.3")
+    assert len(relay.contents) == 1
 
 
 @pytest.mark.asyncio
@@ -293,14 +162,14 @@ async def test_a_refusal_at_any_stage_leaves_the_connection_to_the_next_mail(
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("stage", list(Stage))
-async def test_421_counts_for_its_mail_and_the_rest_is_not_begun(stage: Stage) -> None:
+async def test_421_counts_for_its_mail_and_the_rest_is_not_begun(stage: Stage, ahead: bool) -> None:
     first = DEFAULTS.get(stage.upper(), "250 OK")
     found, relay, usable = await deliveries(mails(4), {stage.upper(): [first, "421 4.3.2 down"]})
     assert kinds(found) == [Accepted, Refused, NotBegun, NotBegun]
     assert found[1] == Refused(Reply(421, "4.3.2", "down"), stage)
     assert not usable
     assert "RSET" not in relay.verbs()
-    assert "user2" not in " ".join(relay.lines)
+    assert ahead or "user2" not in " ".join(relay.lines)
 
 
 @pytest.mark.asyncio
@@ -661,7 +530,7 @@ async def test_drop_cuts_all_connections_and_the_pool_goes_on_with_new_ones() ->
 async def test_every_reply_finds_its_mail_however_quick_the_relay_is() -> None:
     # In a thread of its own: in our loop it could not answer before we wait.
     server = socket.create_server(("127.0.0.1", 0))
-    answering = threading.Thread(target=answer_at_once, args=(server,))
+    answering = threading.Thread(target=answer_at_once, args=(server, DEFAULTS["EHLO"] == PIPELINING))
     answering.start()
     connection = await connect(settings(server.getsockname()[1]), Timeouts(dot=5))
     found = await connection.send(mails(1000))
@@ -670,15 +539,17 @@ async def test_every_reply_finds_its_mail_however_quick_the_relay_is() -> None:
     assert Counter(kinds(found)) == {Accepted: 1000}
 
 
-def answer_at_once(server: socket.socket) -> None:
+def answer_at_once(server: socket.socket, ahead: bool) -> None:
     with server, server.accept()[0] as client, client.makefile("rb") as lines:
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         client.sendall(b"220 relay\r\n")
         content = False
         for line in lines:
             if content and line != b".\r\n":
                 continue
             content = line == b"DATA\r\n"
-            client.sendall(b"354 go\r\n" if content else b"250 OK\r\n")
+            offer = b"250-x\r\n250 PIPELINING\r\n" if line.startswith(b"EHLO") and ahead else b"250 OK\r\n"
+            client.sendall(b"354 go\r\n" if content else offer)
 
 
 @pytest.mark.asyncio

@@ -1,11 +1,12 @@
 """The body of a campaign send: what is asked for, or what is wrong with it."""
 
 import json
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
-from api.orders import read_order
+from api.orders import read_order, read_streamed_order, settled
 from core.errors import InvalidInput
 from schemas.states import OnDoubt
 from tests.orders import order
@@ -66,3 +67,42 @@ def test_what_is_wrong_is_named(body: Any, field: str) -> None:
 def test_a_body_that_is_no_request_is_refused(body: bytes) -> None:
     with pytest.raises(InvalidInput):
         read_order(body)
+
+
+def test_a_streamed_order_names_no_recipients() -> None:
+    read = read_streamed_order(json.dumps(order(None)).encode())
+    assert read.recipients is None
+    for body in (order(), order([]), order(None, selection={"all": True})):
+        with pytest.raises(InvalidInput, match="those of the stream"):
+            read_streamed_order(json.dumps(body).encode())
+
+
+def test_a_stream_is_another_request_than_a_selection() -> None:
+    body = json.dumps(order(None)).encode()
+    assert read_streamed_order(body).request_hash == read_streamed_order(body + b"\r\n").request_hash
+    assert read_streamed_order(body).request_hash != _read(order(None, selection={"all": True})).request_hash
+
+
+def test_a_start_that_is_over_is_now() -> None:
+    now = datetime(2026, 3, 1, 12, tzinfo=UTC)
+
+    def start(at: datetime) -> datetime | None:
+        asked = _read(order(startAt=at.isoformat())).order
+        return settled(asked, [], now).start_at
+
+    assert start(now) is None
+    assert start(now - timedelta(days=400)) is None
+    assert start(now + timedelta(seconds=1)) == now + timedelta(seconds=1)
+    assert start(now + timedelta(days=366)) == now + timedelta(days=366)
+    with pytest.raises(InvalidInput) as raised:
+        start(now + timedelta(days=366, seconds=1))
+    assert raised.value.field == "startAt"
+
+
+def test_a_relay_is_one_that_there_is() -> None:
+    relays, now = ["default", "second"], datetime.now(UTC)
+    for name in relays:
+        assert settled(_read(order(relay=name)).order, relays, now).relay == name
+    with pytest.raises(InvalidInput) as raised:
+        settled(_read(order(relay="third")).order, relays, now)
+    assert raised.value.field == "relay"

@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from api.recipients import NESTING_MAX, PAGE, check, read_page
+from api.recipients import NESTING_MAX, PAGE, add_rows, check, new_page, read_page
 from core.errors import InvalidInput
 
 
@@ -65,3 +65,27 @@ async def test_deep_nesting_is_refused() -> None:
     await check(_raw({"email": "a@mail.com", "x": nested(NESTING_MAX - 1), "y": [[]] * 20}))
     with pytest.raises(InvalidInput):
         await check(_raw({"email": "a@mail.com", "x": nested(NESTING_MAX)}))
+
+
+def test_a_number_of_thousands_of_digits_is_no_error_of_ours() -> None:
+    page = new_page()
+    add_rows(page, [{"email": "a@mail.com", "n": 10**5_000}], [])
+    assert (page.email_keys, page.emails) == ([""], ["a@mail.com"])
+
+
+def test_cells_of_a_stream_become_id_name_and_variables() -> None:
+    page = new_page()
+    add_rows(page, [["7", "Ulm", " Ann ", "Ann@Mail.com", ""]], ["id", "city", "Name", "E-Mail", "plan"])
+    assert (page.recipient_ids, page.names, page.emails) == (["7"], ["Ann"], ["Ann@Mail.com"])
+    assert (page.email_keys, page.variables, page.reasons) == (["ann@mail.com"], ['{"city":"Ulm"}'], [""])
+
+
+@pytest.mark.parametrize(
+    "row", ["no row", ["a@mail.com"], {"email": 5}, {"email": "a@mail.com", "id": []}, {}, ["", ""]]
+)
+def test_a_row_of_a_stream_is_never_lost(row: Any) -> None:
+    page = new_page()
+    add_rows(page, [row], ["email", "city"])
+    assert page.email_keys == [""]
+    assert page.reasons[0]
+    assert len(page.emails) == len(page.names) == len(page.variables) == len(page.recipient_ids) == 1

@@ -190,6 +190,21 @@ async def test_a_batch_waits_for_its_handler_before_anything_of_it_is_acknowledg
         await until(lambda: bench.source.acks == [0, 1, 2])
 
 
+async def test_a_batch_that_is_acknowledged_early_makes_room_for_the_next_and_keeps_its_slot() -> None:
+    through = asyncio.Event()
+
+    async def ack_and_go_on(batch: Batch, ack: Ack) -> None:
+        ack()
+        await through.wait()
+
+    async with running(ack_and_go_on, limit=2) as bench:
+        bench.feed(*range(9))
+        await until(lambda: len(bench.seen) == 2)
+        assert bench.source.acks == [*range(6)]
+        assert not await bench.intake.drain(0.01)
+        assert bench.seen == [[0, 1, 2], [3, 4, 5]]
+
+
 async def test_while_postgres_is_away_the_batch_is_tried_again() -> None:
     left = [AWAY, TimeoutError(), None]
 

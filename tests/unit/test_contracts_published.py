@@ -51,7 +51,7 @@ def test_every_reference_leads_somewhere(name: str) -> None:
 def test_asyncapi_says_which_topic_others_write() -> None:
     document = json.loads(documents()["asyncapi.json"])
     receives = [name for name, operation in document["operations"].items() if operation["action"] == "receive"]
-    assert receives == ["leads-upstream"]
+    assert receives == ["leads-upstream", "emails-tasks", "emails-transactional"]
     assert [name for name, channel in document["channels"].items() if "x-internal" not in channel] == receives
     assert {channel["address"] for channel in document["channels"].values()} == {topic.name for topic in CATALOGUE}
 

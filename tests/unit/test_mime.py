@@ -14,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.errors import InvalidInput
+from core.message_ids import message_id, parse_message_id
 from core.templates import RenderFailed, compile_template, one_line
-from mailer.mime import Envelope, Sender, compile_mail, message_id, parse_message_id
+from mailer.mime import Envelope, Sender, compile_mail
 
 SEND = UUID("018f0000-0000-7000-8000-000000000001")
 NEWS = Sender("news@example.com", "News")

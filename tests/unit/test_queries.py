@@ -16,6 +16,7 @@ USER_DATA = (
     "campaign_sends",
     "campaign_send_batches",
     "email_sends",
+    "mail_keys",
     "suppressions",
     "progress_tracking",
     "user_limits",
@@ -23,6 +24,8 @@ USER_DATA = (
     "api_keys",
     "dead_letters",
     "erasures",
+    "answers",
+    "relays",
 )
 BY_USER = re.compile(
     r"\buser_id (=|IN) \(?\$\d|user_id = ANY ?\(\$\d|INTO \w+( AS \w+)? \((\w+, )*user_id|SELECT \$1, ", re.IGNORECASE
@@ -30,6 +33,7 @@ BY_USER = re.compile(
 """A condition on the user's id, or the id among the inserted values."""
 
 BY_PROCESS = {
+    "rotate-secrets": {"encrypted_relays", "encrypt_relay_again"},
     "worker leads": {"claim_chunk", "import_of_chunk", "finish_chunk", "mark_chunks_announced", "add_rejects"},
     "worker emails": {
         "claim_batch",
@@ -38,11 +42,27 @@ BY_PROCESS = {
         "write_outcomes",
         "end_batches",
         "return_batches",
+        "stopped_sends",
         "mark_batches_announced",
+        "known_mails",
+        "add_mails",
+        "claim_added",
+        "held_batches",
     },
     "worker progress": {"write_progress", "intake_ends", "add_dead_letter"},
-    "release": {"lease_users", "release_batches", "mark_published", "settle_users"},
+    "release": {
+        "lease_users",
+        "returned_batches",
+        "lock_sends",
+        "release_batches",
+        "release_due",
+        "reopen_batches",
+        "mark_published",
+        "settle_users",
+        "measure_release",
+    },
     "maintenance": {
+        "forget_mail_keys",
         "unannounced_batches",
         "unannounced_chunks",
         "finish_import",
@@ -51,9 +71,11 @@ BY_PROCESS = {
         "mark_dead_chunks",
         "ended_unsettled",
         "batches_to_publish",
+        "lock_finished_sends",
         "finish_sends",
         "materialise_page",
         "sends_to_materialise",
+        "forget_answers",
         "mark_stalled_sends",
         "sends_to_cancel",
         "lock_cancelled_send",
@@ -61,9 +83,18 @@ BY_PROCESS = {
         "cancel_deferred",
         "end_cancelled_send",
         "fence_silent_workers",
+        "lock_held_batches",
         "doubtful_mails",
         "rescue_batches",
     },
+    "counters of limits that Redis lost": {
+        "mails_by_user",
+        "mails_by_sending_domain",
+        "mails_by_recipient_domain",
+        "mails_by_relay",
+        "imports_by_user",
+    },
+    "partitions": {"list_partitions", "unended_sends"},
 }
 """These act for all users, on rows that the ledger gave them."""
 
@@ -73,6 +104,9 @@ BY_OWN_ID = {
     "finish_import": "of the import that this request has made",
     "move_progress": "of the operation that the statement before it found by its user",
     "find_key": "tells who asks",
+    "shared_limits": "limits of what all users share; listed for admin keys alone",
+    "set_shared_limit": "the same",
+    "remove_shared_limit": "the same",
 }
 """What the API runs without a user's id, and why that is right."""
 

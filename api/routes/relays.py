@@ -1,0 +1,228 @@
+"""Relays: where mails are handed over. Each user's own, and those that admin keys keep for everybody."""
+
+from collections.abc import Sequence
+from typing import Annotated, TypeVar
+
+from fastapi import APIRouter, Depends, Path, Query, Request, Response
+from pydantic import BaseModel, ValidationError
+from uuid_utils.compat import uuid7
+
+from api.answers import Writing
+from api.auth import user_of
+from api.bodies import read_body
+from api.depends import Caller, IdempotencyKey, NamedUser, Use
+from api.document import component
+from api.errors import invalid_body
+from api.relays import answer_of, answer_of_settings, changed_fields, new_fields
+from api.resources import Resources
+from core.addresses import Refused, judge
+from core.errors import Conflict, InvalidInput, NotAllowed, NotFound, Unavailable
+from core.relays import DEFAULT, SHARED
+from schemas.http import (
+    RELAY_MAX_BYTES,
+    RelayAnswer,
+    RelayList,
+    RelayOrder,
+    RelayPatch,
+    RelayTested,
+    RelayTestOrder,
+    RelayTestStep,
+)
+from schemas.ids import UserId
+from schemas.states import KeyScope
+from store.keys import Key
+from store.postgres import Connection
+from store.relay_health import RelayHealth, RelayHealthBoard
+from store.relay_tests import ANSWER_WITHIN, RelayTests, TestAnswer
+from store.relays import (
+    RELAYS_MAX,
+    RelayRow,
+    change_relay,
+    create_relay,
+    list_relays,
+    lock_relay,
+    read_relay,
+    remove_relay,
+    sends_naming_relay,
+)
+from store.suppressions import is_erased, read_suppression
+
+router = APIRouter(prefix="/api/queue/relays", tags=["relays"])
+
+Shared = Annotated[bool, Query(description="Those for everybody. For admin keys.")]
+Name = Annotated[str, Path(max_length=63)]
+B = TypeVar("B", bound=BaseModel)
+
+
+def whose(key: Key, named: str | None, shared: bool) -> UserId:
+    """Raises NotAllowed for what is everybody's, unless the key is an admin's."""
+    if not shared:
+        return user_of(key, named)
+    if key.scope is not KeyScope.ADMIN:
+        raise NotAllowed("relays for everybody are for admin keys")
+    if named is not None:
+        raise InvalidInput("userId", "what is shared is no user's")
+    return SHARED
+
+
+async def _whose(key: Caller, named: NamedUser = None, shared: Shared = False) -> UserId:
+    return whose(key, named, shared)
+
+
+Whose = Annotated[UserId, Depends(_whose)]
+
+
+async def _writing(
+    request: Request, response: Response, user: Whose, use: Use, idempotency_key: IdempotencyKey = None
+) -> Writing:
+    return Writing(use, user, idempotency_key, request, response)
+
+
+Write = Annotated[Writing, Depends(_writing)]
+"""As api.answers has it, of a user or of everybody."""
+
+
+def _body(model: type[BaseModel], required: bool = True) -> dict[str, object]:
+    return {
+        "requestBody": {"required": required, "content": {"application/json": {"schema": component(model)}}},
+    }
+
+
+@router.get("")
+async def look_all(user: Whose, use: Use) -> RelayList:
+    async with use.database.connection() as connection:
+        rows = await list_relays(connection, user)
+    if user == SHARED and not rows:
+        health = await _health(use, [DEFAULT])
+        return RelayList(relays=[answer_of_settings(use.settings.sending, _told(health, DEFAULT))])
+    health = await _health(use, [str(row.id) for row in rows])
+    return RelayList(relays=[answer_of(row, _told(health, str(row.id))) for row in rows])
+
+
+@router.post("", status_code=201, openapi_extra=_body(RelayOrder))
+async def make(request: Request, write: Write) -> RelayAnswer:
+    """Used at once where it is the user's first; workers know it within seconds."""
+    asked = await _read(request, RelayOrder)
+    relay_id = uuid7()
+    fields = new_fields(asked, write.user, relay_id, write.use.settings.relays)
+
+    async def act(connection: Connection) -> RelayAnswer:
+        row = await create_relay(connection, write.user, relay_id, asked.name, fields)
+        if row is None and await read_relay(connection, write.user, asked.name) is None:
+            raise Conflict(f"there are {RELAYS_MAX} relays already")
+        if row is None:
+            raise Conflict("there is a relay of this name already")
+        return answer_of(row, [])
+
+    return await write.once(RelayAnswer, act, asked)
+
+
+@router.get("/{name}")
+async def look(name: Name, user: Whose, use: Use) -> RelayAnswer:
+    row = await _find(use, user, name)
+    relay = DEFAULT if row is None else str(row.id)
+    told = _told(await _health(use, [relay]), relay)
+    return answer_of_settings(use.settings.sending, told) if row is None else answer_of(row, told)
+
+
+@router.patch("/{name}", openapi_extra=_body(RelayPatch))
+async def change(name: Name, request: Request, write: Write) -> RelayAnswer:
+    """Connections that are in use go on as they are until their mails are through."""
+    asked = await _read(request, RelayPatch)
+
+    async def act(connection: Connection) -> RelayAnswer:
+        row = await lock_relay(connection, write.user, name)
+        if row is None:
+            raise NotFound("there is no such relay")
+        fields = changed_fields(row, asked, write.use.settings.relays)
+        return answer_of(await change_relay(connection, write.user, row.id, fields), [])
+
+    return await write.once(RelayAnswer, act, asked)
+
+
+@router.delete("/{name}", status_code=204)
+async def remove(name: Name, user: Whose, use: Use) -> None:
+    """Not while an active send names it and nobody else's would do."""
+    async with use.database.transaction() as connection:
+        if await lock_relay(connection, user, name) is None:
+            raise NotFound("there is no such relay")
+        sends = await sends_naming_relay(connection, user, name)
+        if sends:
+            raise Conflict(f"{sends} active sends go through this relay: let them end, or cancel them")
+        await remove_relay(connection, user, name)
+
+
+@router.post("/{name}/test", openapi_extra=_body(RelayTestOrder, required=False))
+async def test(name: Name, request: Request, user: Whose, use: Use) -> RelayTested:
+    """An emails worker connects, says EHLO, begins TLS, logs in and, with a `recipient`, sends a mail; answered is what the
+    relay said to each step. Takes no tokens. 503 when no worker answers within 20 s.
+    """
+    asked = await _read(request, RelayTestOrder)
+    row = await _find(use, user, name)
+    sender, recipient = await _addresses(use, user, row, asked)
+    tests = RelayTests(use.redis, use.settings.redis.redis_prefix)
+    answer = await tests.ask(user, row.id if row is not None else None, sender, recipient, ANSWER_WITHIN)
+    return _tested(answer)
+
+
+async def _find(use: Resources, user: UserId, name: str) -> RelayRow | None:
+    """None for the relay of the settings. Raises NotFound."""
+    async with use.database.connection() as connection:
+        row = await read_relay(connection, user, name)
+        if row is None and not (user == SHARED and name == DEFAULT and not await list_relays(connection, user)):
+            raise NotFound("there is no such relay")
+    return row
+
+
+async def _addresses(
+    use: Resources, user: UserId, row: RelayRow | None, asked: RelayTestOrder
+) -> tuple[str | None, str | None]:
+    """Of the mail. Raises Conflict for a recipient that must not be written to."""
+    if asked.recipient is None:
+        return None, None
+    recipient = judge(asked.recipient)
+    if isinstance(recipient, Refused):
+        raise InvalidInput("recipient", recipient.reason, recipient.code)
+    username = row.fields.username if row is not None else use.settings.sending.smtp_username
+    sender = judge(asked.sender or username or "")
+    if isinstance(sender, Refused) and asked.sender is None:
+        raise InvalidInput("sender", "say whom the mail is from", "missing")
+    if isinstance(sender, Refused):
+        raise InvalidInput("sender", sender.reason, sender.code)
+    async with use.database.connection() as connection:
+        if await _is_suppressed(connection, user, recipient.email_key):
+            raise Conflict("the recipient is suppressed")
+    return sender.email, recipient.email
+
+
+async def _is_suppressed(connection: Connection, user: UserId, email_key: str) -> bool:
+    own = await read_suppression(connection, user, email_key) or await read_suppression(connection, SHARED, email_key)
+    return own is not None or await is_erased(connection, user, email_key)
+
+
+def _tested(answer: TestAnswer) -> RelayTested:
+    steps = [
+        RelayTestStep(name=one.name, ok=one.ok, code=one.code, text=one.text, milliseconds=one.milliseconds)
+        for one in answer.steps
+    ]
+    return RelayTested(ok=all(step.ok for step in steps), worker=answer.worker, steps=steps)
+
+
+async def _read(request: Request, model: type[B]) -> B:
+    body = await read_body(request, RELAY_MAX_BYTES, "give only the authorities that are needed")
+    try:
+        return model.model_validate_json(body or b"{}")
+    except ValidationError as error:
+        raise invalid_body(error) from None
+
+
+async def _health(use: Resources, relays: Sequence[str]) -> dict[str, list[RelayHealth]] | None:
+    """None while Redis is away: the relays themselves are in the ledger."""
+    try:
+        return await RelayHealthBoard(use.redis, use.settings.redis.redis_prefix).read(relays)
+    except Unavailable:
+        return None
+
+
+def _told(health: dict[str, list[RelayHealth]] | None, relay: str) -> list[RelayHealth] | None:
+    return None if health is None else health.get(relay, [])
