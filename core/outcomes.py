@@ -74,13 +74,16 @@ def decide(
     retry: RetryPolicy,
     age: float | None = None,
 ) -> Outcome | None:
-    """None for a mail that was not begun: its row stays as it is. `age`: seconds since the mail was first due; it then ends by
-    time instead of by attempts, and what was the relay's failure alone is no attempt.
+    """None for a mail that was not begun: its row stays as it is. `age`: seconds since the first try that did not get it
+    through; it then ends by time instead of by attempts, and what was the relay's failure alone is no attempt.
     """
     meaning = classify(delivery.reply, delivery.stage) if isinstance(delivery, Refused) else None
     attempted = age is None or not _is_relay_failure(delivery, meaning)
+    wait = meaning.wait if meaning else None
+    if not attempted:
+        wait = max(wait or 0.0, age or 0.0)  # no attempt is counted, so that the wait grows by what has passed
     # What another attempt would give: a due time, or the end.
-    delay = retry.delay(attempts_so_far + 1 if attempted else 1, wait=meaning.wait if meaning else None, age=age)
+    delay = retry.delay(attempts_so_far + 1 if attempted else 1, wait=wait, age=age)
     again = MailState.FAILED if delay is None else MailState.DEFERRED
     match delivery:
         case Accepted(reply):

@@ -103,6 +103,7 @@ CREATE TABLE email_sends (
   attempts       smallint NOT NULL DEFAULT 0,
   tried          boolean NOT NULL DEFAULT false,  -- with on_doubt = skip: written before the first byte
   due_at         timestamptz,
+  failing_since  timestamptz,       -- its first try that did not get it through
   outcome_at     timestamptz,       -- when the last outcome was written
   -- The last attempt. Without attempted_at there is none here, and `reply` says why the mail ended without one.
   attempted_at   timestamptz,

@@ -746,8 +746,8 @@ class InvalidAddress(_Http):
 
 
 class SuppressionsAdded(_Http):
-    """emails = added + replaced + already + the invalid ones. `replaced`: were there with a weaker reason, and have this one now.
-    `already`: were there, with a reason as strong, or come twice here, or were erased.
+    """emails = added + replaced + already + the invalid ones. `replaced`: were there with a weaker reason, and have this one
+    now. `already`: were there, with a reason as strong, or come twice here, or were erased.
     """
 
     added: int

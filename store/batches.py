@@ -35,8 +35,8 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Mail:
-    """A row still to do. `variables` is JSON text, and so is `content`, a single mail's template and sender. `stopped`: the
-    address is suppressed by now.
+    """A row still to do. `variables` is JSON text, and so is `content`, a single mail's template and sender. `failing_for`:
+    seconds since the first try that did not get it through. `stopped`: the address is suppressed by now.
     """
 
     position: int
@@ -47,6 +47,7 @@ class Mail:
     variables: str
     content: str | None
     attempts: int
+    failing_for: float
     stopped: bool
 
 

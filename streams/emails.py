@@ -58,7 +58,7 @@ class MailRoom:
     relays: RelayBook
     completer: Completer
     stopping: Callable[[], bool]
-    retry: RetryPolicy = field(default_factory=RetryPolicy)
+    retry: RetryPolicy
     in_hand: set[UUID] = field(default_factory=set)
     known: "OrderedDict[tuple[SendId, bytes], CompiledMail]" = field(default_factory=OrderedDict)
     pace: Pace = field(default_factory=Pace)
@@ -199,12 +199,13 @@ async def _deliver(
                 return False
     outcomes += failed
     deliveries = await _put_on_the_wire(envelopes, relay, hand, room) if envelopes else []
-    attempts = {one.position: one.attempts for one in group}
+    mails = {one.position: one for one in group}
     for envelope, delivery in zip(envelopes, deliveries, strict=True):
         outcome = decide(
             delivery,
             position=envelope.position,
-            attempts_so_far=attempts[envelope.position],
+            attempts_so_far=mails[envelope.position].attempts,
+            age=mails[envelope.position].failing_for,
             on_doubt=hand.batch.on_doubt,
             relay=relay.relay.name,
             retry=room.retry,

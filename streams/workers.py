@@ -6,6 +6,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
+from core.retry import retry_policy
 from core.settings import Settings
 from mailer.relays import Relays
 from schemas.topics import (
@@ -146,7 +147,7 @@ async def _mail_room(kind: str, use: Resources, stopping: Stopping) -> AsyncIter
         await stack.enter_async_context(_beside(watch_relays(relays, use, kind)))
         if kind == "emails":
             await stack.enter_async_context(_beside(run_tests(use, kind)))
-        room = MailRoom(use, incarnations, relays, completer, stopping)
+        room = MailRoom(use, incarnations, relays, completer, stopping, retry_policy(use.settings.sending))
         await stack.enter_async_context(_beside(watch_sends(room)))
         yield room
 

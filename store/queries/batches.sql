@@ -16,6 +16,7 @@ SELECT template, sender FROM campaign_sends WHERE id = $1 AND user_id = $2
 -- A batch's mails that are still to do, by the primary key; `stopped`: must not be written to any more, which an erased
 -- mail, without its address, never may. Who unsubscribed or complained still gets transactional mail.
 SELECT m.position, m.recipient_id, m.email, m.email_key, m.name, m.variables, m.content, m.attempts,
+       coalesce(extract(epoch FROM now() - m.failing_since), 0)::double precision AS failing_for,
        m.email = '' OR EXISTS (SELECT FROM suppressions x, privacy_key k
                WHERE x.user_id IN ($2, '') AND x.email_key IN (m.email_key, erased_key(k.key, $2, m.email_key))
                  AND ($5 <> 'transactional' OR x.reason NOT IN ('unsubscribe', 'complaint'))) AS stopped
@@ -26,6 +27,7 @@ ORDER BY m.position
 -- name: read_positions
 -- As read_batch, for a batch of deferred mails.
 SELECT m.position, m.recipient_id, m.email, m.email_key, m.name, m.variables, m.content, m.attempts,
+       coalesce(extract(epoch FROM now() - m.failing_since), 0)::double precision AS failing_for,
        m.email = '' OR EXISTS (SELECT FROM suppressions x, privacy_key k
                WHERE x.user_id IN ($2, '') AND x.email_key IN (m.email_key, erased_key(k.key, $2, m.email_key))
                  AND ($4 <> 'transactional' OR x.reason NOT IN ('unsubscribe', 'complaint'))) AS stopped
@@ -53,11 +55,11 @@ ORDER BY b.id FOR UPDATE OF b
 
 -- name: write_outcomes
 -- One send's outcomes and the counts on their batches. A mail that has an end already keeps it and is not counted.
--- An attempt, or an end without one, sends the attempt before it to the history, whatever the relay said; what a limit refused
--- is neither, and leaves the last attempt where it is. Of a mail that was erased meanwhile the reply is not kept: it may say
+-- A try, or an end without one, sends the try before it to the history, whatever the relay said; what a limit refused is neither,
+-- and leaves the last one where it is. A try that failed by the relay's own fault is no attempt of the mail's. Of a mail that was erased meanwhile the reply is not kept: it may say
 -- whose it was.
 WITH given AS (
-  SELECT g.*, g.attempted OR g.delay IS NULL AS tells
+  SELECT g.*, g.attempted OR g.delay IS NULL OR g.reply <> '' AS tells, g.attempted OR g.delay IS NOT NULL AND g.reply <> '' AS tried
   FROM unnest($2::uuid[], $3::integer[], $4::text[], $5::boolean[], $6::smallint[], $7::text[], $8::text[], $9::text[],
               $10::double precision[])
     AS g (batch_id, position, state, attempted, code, enhanced_code, reply, relay, delay)
@@ -65,7 +67,8 @@ WITH given AS (
   UPDATE email_sends m
   SET state = g.state, attempts = m.attempts + g.attempted::integer, outcome_at = now(),
       due_at = CASE WHEN g.delay IS NOT NULL THEN now() + make_interval(secs => g.delay) END,
-      attempted_at = CASE WHEN g.attempted THEN now() WHEN g.tells THEN NULL ELSE m.attempted_at END,
+      failing_since = CASE WHEN g.tried AND g.delay IS NOT NULL THEN coalesce(m.failing_since, now()) ELSE m.failing_since END,
+      attempted_at = CASE WHEN g.tried THEN now() WHEN g.tells THEN NULL ELSE m.attempted_at END,
       code = CASE WHEN g.tells THEN g.code ELSE m.code END,
       enhanced_code = CASE WHEN g.tells THEN g.enhanced_code ELSE m.enhanced_code END,
       reply = CASE WHEN NOT g.tells THEN m.reply WHEN m.email <> '' THEN nullif(g.reply, '') END,

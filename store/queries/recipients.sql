@@ -49,7 +49,7 @@ WITH found AS (
   FOR UPDATE OF m
 ), again AS (
   UPDATE email_sends m
-  SET state = 'deferred', due_at = now(), outcome_at = now(), attempts = 0, tried = false,
+  SET state = 'deferred', due_at = now(), outcome_at = now(), attempts = 0, tried = false, failing_since = NULL,
       reply = CASE WHEN m.attempted_at IS NOT NULL THEN m.reply END,
       history = CASE WHEN m.attempted_at IS NULL AND m.reply IS NOT NULL THEN
         coalesce(m.history, '[]') || jsonb_build_array(jsonb_build_object('at', m.outcome_at, 'reply', m.reply))

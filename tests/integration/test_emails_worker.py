@@ -11,6 +11,7 @@ import pytest
 
 from core.errors import Unavailable, Unusable
 from core.limits import user_limits
+from core.retry import RetryPolicy
 from core.settings import load
 from devstack.audit import read_arrivals
 from schemas.ids import SendId
@@ -56,7 +57,7 @@ async def _worker(environment: dict[str, str]) -> AsyncIterator[Worker]:
         incarnations = Incarnations("emails", use.database, relays.relays.drop)
         completer = Completer(use.database)
         await incarnations.beat()
-        room = MailRoom(use, incarnations, relays, completer, lambda: worker.draining)
+        room = MailRoom(use, incarnations, relays, completer, lambda: worker.draining, RetryPolicy())
         worker = Worker(use, room)
         writing = asyncio.create_task(completer.run())
         yield worker

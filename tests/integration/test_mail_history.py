@@ -14,7 +14,7 @@ from core.settings import load
 from schemas.ids import SendId, UserId, mail_id
 from schemas.messages import BatchPointer
 from schemas.states import KeyScope, MailState, OnDoubt
-from store.batches import Batch, claim_batch, end_batches, mark_tried, write_outcomes
+from store.batches import Batch, claim_batch, end_batches, mark_tried, read_batch, write_outcomes
 from store.mails import FoundMail, Place, read_mail
 from store.migrations import first_id
 from store.postgres import Connection, Database
@@ -142,6 +142,27 @@ async def test_what_a_limit_refused_is_no_attempt_and_hides_none(mailing: Mailin
     )
     assert _said(mail) == [(451, "try later", "mx1"), (250, "ok", "mx1")]
     assert (mail.state, mail.due_at) == (MailState.SENT, None)
+
+
+async def test_what_failed_by_the_relay_alone_is_told_and_is_no_attempt(mailing: Mailing) -> None:
+    lost = Outcome(0, MailState.DEFERRED, None, None, "connection lost: reset", "mx1", NOW, attempted=False)
+    mail = await mailing.ends(lost, lost)
+    assert _said(mail) == [(None, "connection lost: reset", "mx1")] * 2
+    assert await mailing.connection.fetchval("SELECT attempts FROM email_sends") == 0
+
+
+async def test_a_mail_knows_since_when_it_fails(mailing: Mailing) -> None:
+    await mailing.ends(_limited())
+    batch = await mailing.claim()
+    assert [mail.failing_for for mail in await read_batch(mailing.connection, batch)] == [0]
+    await write_outcomes(mailing.connection, mailing.send, [(batch.id, _tried(MailState.DEFERRED, 451, "", delay=NOW))])
+    await end_batches(mailing.connection, [batch.id])
+    await mailing.connection.execute("UPDATE email_sends SET failing_since = failing_since - interval '1 hour'")
+    batch = await mailing.claim()
+    await write_outcomes(mailing.connection, mailing.send, [(batch.id, _tried(MailState.DEFERRED, 451, "", delay=NOW))])
+    await end_batches(mailing.connection, [batch.id])
+    [mail] = await read_batch(mailing.connection, await mailing.claim())
+    assert 3600 <= mail.failing_for < 3700
 
 
 async def test_an_attempt_before_a_limits_refusal_is_seen_while_the_mail_waits(mailing: Mailing) -> None:

@@ -16,6 +16,7 @@ from uuid_utils.compat import uuid7
 
 from core.errors import Unavailable
 from core.relays import FIRST_PAUSE, SHARED, BreakerState
+from core.retry import RetryPolicy
 from core.settings import load
 from mailer.dial import dial
 from mailer.relay import RelaySettings, Tls
@@ -73,7 +74,7 @@ async def _worker(environment: dict[str, str]) -> AsyncIterator[Worker]:
         incarnations = Incarnations("emails", use.database, book.relays.drop)
         completer = Completer(use.database)
         await incarnations.beat()
-        room = MailRoom(use, incarnations, book, completer, lambda: False)
+        room = MailRoom(use, incarnations, book, completer, lambda: False, RetryPolicy())
         tasks = [
             asyncio.create_task(work)
             for work in (completer.run(), watch_relays(book, use, "emails"), run_tests(use, "emails"))

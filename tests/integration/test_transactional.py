@@ -13,6 +13,7 @@ from aiokafka.structs import TopicPartition
 from uuid_utils.compat import uuid7
 
 from core.errors import Unavailable
+from core.retry import RetryPolicy
 from core.settings import load
 from devstack.audit import read_arrivals
 from schemas.states import Lane
@@ -93,7 +94,7 @@ async def _worker(environment: dict[str, str]) -> AsyncIterator[Worker]:
         incarnations = Incarnations("transactional", use.database, relays.relays.drop)
         completer = Completer(use.database)
         await incarnations.beat()
-        room = MailRoom(use, incarnations, relays, completer, lambda: False)
+        room = MailRoom(use, incarnations, relays, completer, lambda: False, RetryPolicy())
         writing = asyncio.create_task(completer.run())
         yield Worker(use, room, environment)
         writing.cancel()

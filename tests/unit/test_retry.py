@@ -182,7 +182,7 @@ def test_what_the_relay_alone_failed_at_is_no_attempt(delivery: Delivery, attemp
     assert found is not None
     assert (found.state, found.attempted) == (MailState.DEFERRED, attempted)
     assert found.delay is not None
-    assert found.delay < 300 or attempted
+    assert found.delay < 1_200 or attempted
 
 
 def test_a_relay_that_fails_for_a_day_ends_the_mail_without_an_attempt() -> None:
@@ -203,3 +203,27 @@ def test_the_settings_make_the_policy() -> None:
     assert retry_policy(load({}).sending) == RetryPolicy()
     found = retry_policy(load({"SEND_RETRY_BASE": "10", "SEND_RETRY_TOTAL": "100"}).sending)
     assert (found.base, found.factor, found.total) == (10, 3, 100)
+
+
+def test_a_relay_that_keeps_failing_is_asked_less_and_less_and_for_a_day() -> None:
+    age, waits = 0.0, []
+    while True:
+        outcome = decide(
+            Lost("reset"),
+            position=0,
+            attempts_so_far=0,
+            on_doubt=OnDoubt.RESEND,
+            relay="r",
+            retry=RetryPolicy(random=lambda: 0.5),
+            age=age,
+        )
+        assert outcome is not None
+        assert not outcome.attempted
+        if outcome.delay is None:
+            break
+        waits.append(outcome.delay)
+        age += outcome.delay
+    assert outcome.state is MailState.FAILED
+    assert waits == sorted(waits)
+    assert 10 < len(waits) < 20
+    assert 20 * 3600 < age <= 24 * 3600
