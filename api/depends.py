@@ -10,7 +10,7 @@ from api.auth import user_of
 from api.limits import admit_request
 from api.resources import Resources, resources_of
 from core.errors import Unauthenticated
-from schemas.http import IdText
+from schemas.http.base import IdText
 from schemas.ids import UserId
 from store.keys import Key
 

@@ -5,19 +5,11 @@ from typing import Any
 from fastapi import FastAPI
 from pydantic import BaseModel
 
-from schemas.http import (
-    ErasureRequest,
-    LeadBody,
-    LeadPatch,
-    LeadTagging,
-    RelayOrder,
-    RelayPatch,
-    RelayTestOrder,
-    RetryOrder,
-    SendRequest,
-    SingleMails,
-    SuppressionOrder,
-)
+from schemas.http.leads import ErasureRequest, LeadBody, LeadPatch, LeadTagging
+from schemas.http.mails import SingleMails
+from schemas.http.relays import RelayOrder, RelayPatch, RelayTestOrder
+from schemas.http.sends import RetryOrder, SendRequest
+from schemas.http.suppressions import SuppressionOrder
 
 REFERENCE = "#/components/schemas/{model}"
 READ_BY_ROUTES = (

@@ -11,7 +11,7 @@ from api.resources import Resources
 from core.addresses import Refused, judge, judge_by_library
 from core.erasure import Sought, in_bytes, in_text, user_pattern
 from core.errors import InvalidInput
-from schemas.http import Erased, ErasedRows
+from schemas.http.leads import Erased, ErasedRows
 from schemas.ids import ImportId, UserId
 from store.erasures import (
     erase_answers,

@@ -26,7 +26,7 @@ from core.errors import (
     Unavailable,
     Unusable,
 )
-from schemas.http import ErrorAnswer
+from schemas.http.base import ErrorAnswer
 
 RETRY_AFTER = 5
 """Seconds; what a client is told to wait while a dependency is away."""

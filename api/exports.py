@@ -11,7 +11,7 @@ from api.lead_pages import all_pages
 from api.resources import Resources
 from core.cells import harmless, join_tags
 from core.errors import InvalidInput
-from schemas.http import ExportFormat
+from schemas.http.leads import ExportFormat
 from schemas.ids import UserId
 from store.leads import Lead, LeadFilter
 

@@ -13,7 +13,7 @@ from typing import Final
 from api.resources import Resources
 from core.addresses import Refused, judge
 from core.errors import InvalidInput, NotFound
-from schemas.http import LeadConditions
+from schemas.http.leads import LeadConditions
 from schemas.ids import ImportId, UserId
 from store.imports import read_import
 from store.leads import LAST_KEY, Lead, LeadFilter, search_leads

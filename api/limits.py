@@ -10,7 +10,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from api.resources import Resources
 from core.errors import TooMany
 from core.limits import Grant, Rate, api_limits, import_limits
-from schemas.http import NO_CONTROLS
+from schemas.http.base import NO_CONTROLS
 from schemas.ids import UserId
 from schemas.states import KeyScope, LimitName
 from store.keys import Key

@@ -10,7 +10,8 @@ from pydantic import ValidationError
 
 from core.errors import InvalidInput
 from core.tasks import Judge, key_of_id
-from schemas.http import Sender, SingleMail, SingleMails, Template
+from schemas.http.mails import SingleMail, SingleMails
+from schemas.http.sends import Sender, Template
 from schemas.ids import MailId, UserId
 from schemas.messages import EmailTask, TaskSender, TaskTemplate, encode
 from schemas.topics import RECORD_MAX_BYTES

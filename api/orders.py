@@ -13,7 +13,7 @@ from api.errors import invalid_body
 from core.addresses import Refused, judge
 from core.errors import InvalidInput
 from core.templates import compile_template
-from schemas.http import Sender, SendOrder, Template
+from schemas.http.sends import Sender, SendOrder, Template
 
 START_WITHIN: Final = timedelta(days=366)
 

@@ -13,7 +13,7 @@ from api.resources import Resources
 from core.addresses import Refused, judge
 from core.cells import harmless
 from core.errors import InvalidInput
-from schemas.http import RecipientConditions
+from schemas.http.sends import RecipientConditions
 from schemas.ids import SendId, UserId
 from store.recipients import Recipient, RecipientFilter, search_recipients
 

@@ -11,11 +11,11 @@ from pydantic import SecretStr
 
 from core.errors import InvalidInput
 from core.hosts import may_be_public
-from core.relays import DEFAULT, SHARED
+from core.relays import DEFAULT
 from core.secrets import KeyRing
 from core.settings import RelaysSettings, SendSettings
-from schemas.http import RelayAnswer, RelayHealthAnswer, RelayOrder, RelayPatch
-from schemas.ids import UserId
+from schemas.http.relays import RelayAnswer, RelayHealthAnswer, RelayOrder, RelayPatch
+from schemas.ids import SHARED, UserId
 from schemas.states import RelayTls
 from store.relay_health import RelayHealth
 from store.relays import RelayFields, RelayRow, secret_place

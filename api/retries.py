@@ -7,7 +7,7 @@ from typing import Final
 
 from core.addresses import Refused, judge
 from core.errors import Conflict, InvalidInput, NotFound
-from schemas.http import RetryOrder, SendRetried
+from schemas.http.sends import RetryOrder, SendRetried
 from schemas.states import MailState, OperationKind, SendState
 from store.postgres import Connection
 from store.progress import reopen_progress

@@ -19,7 +19,7 @@ from core.csv_rows import CsvRows
 from core.errors import InvalidInput
 from core.json_rows import JsonRows
 from core.upload import BLOCK_BYTES, BOM, Gunzip, NumberedRow, RowReader
-from schemas.http import IMPORT_JSON_MAX_BYTES, ImportOptions
+from schemas.http.imports import IMPORT_JSON_MAX_BYTES, ImportOptions
 
 CSV, NDJSON, JSON, GZIP, FORM = (
     "text/csv",

@@ -26,7 +26,8 @@ from api.rows import (
 )
 from core.errors import InvalidInput
 from core.upload import BOM, Gunzip
-from schemas.http import SEND_MAX_BYTES, SEND_ORDER_MAX_BYTES, ImportOptions
+from schemas.http.imports import ImportOptions
+from schemas.http.sends import SEND_MAX_BYTES, SEND_ORDER_MAX_BYTES
 
 ORDER: Final = "order"
 ACCEPTED: Final = (JSON, NDJSON, FORM)

@@ -6,34 +6,30 @@ are there already are known by a hash over all of them, and skipped.
 
 import asyncio
 import hashlib
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from time import monotonic
-from typing import Final, TypeVar
+from typing import Final
 
 import msgspec
 
+from api.patience import with_ledger
 from api.recipients import PAGE, add_rows, new_page, read_page
 from api.resources import Resources
 from api.rows import Incoming
-from core.errors import Conflict, InvalidInput, NotFound, Unavailable
+from core.errors import Conflict, InvalidInput, NotFound
 from core.upload import NumberedRow
 from schemas.ids import SendId, UserId
 from schemas.messages import Row
 from schemas.states import SendState
-from store.postgres import Connection
 from store.sends import Receipt, Recipients, add_recipients, keep_receiving, send_receipt, start_send
 
 SIGN_OF_LIFE: Final = 10.0
 """Seconds between two of them, also of a client that sends slowly: after 60 the send counts as broken off."""
-TRY_FOR: Final = 20.0
-"""Seconds the ledger may be away before a stream that has come so far is given up."""
-PAUSE: Final = 0.5
 PAGE_BYTES: Final = 4 * 1024 * 1024
 """Where rows are large a page has fewer than PAGE: by the rows alone, so that the same stream has the same pages."""
 ROWS_AT_ONCE: Final = 250
 """Judged without a pause."""
 
-T = TypeVar("T")
 _encode = msgspec.json.Encoder().encode
 
 
@@ -119,7 +115,7 @@ class _Intake:
             raise self._another()
         if self._known.state is not SendState.RECEIVING:
             return self._known
-        await self._with_ledger(lambda connection: start_send(connection, self._send_id, self._user))
+        await with_ledger(self._use.database, lambda connection: start_send(connection, self._send_id, self._user))
         return await self._receipt()
 
     def _hold(self, row: Row) -> None:
@@ -150,8 +146,9 @@ class _Intake:
 
     async def _add(self, rows: Sequence[Row], columns: Sequence[str]) -> bool:
         page = await _judged(rows, columns)
-        count = await self._with_ledger(
-            lambda connection: add_recipients(connection, self._send_id, self._user, self._position, page, self._hash)
+        count = await with_ledger(
+            self._use.database,
+            lambda connection: add_recipients(connection, self._send_id, self._user, self._position, page, self._hash),
         )
         if count is None:
             return False
@@ -161,26 +158,18 @@ class _Intake:
 
     async def _show_life(self) -> None:
         if self._known.state is SendState.RECEIVING:
-            await self._with_ledger(lambda connection: keep_receiving(connection, self._send_id, self._user))
+            await with_ledger(
+                self._use.database, lambda connection: keep_receiving(connection, self._send_id, self._user)
+            )
         self._alive_at = monotonic()
 
     async def _receipt(self) -> Receipt:
-        found = await self._with_ledger(lambda connection: send_receipt(connection, self._send_id, self._user))
+        found = await with_ledger(
+            self._use.database, lambda connection: send_receipt(connection, self._send_id, self._user)
+        )
         if found is None:
             raise NotFound("the send is gone")
         return found
-
-    async def _with_ledger(self, what: Callable[[Connection], Awaitable[T]]) -> T:
-        """Tried again while Postgres is away for a moment."""
-        deadline = monotonic() + TRY_FOR
-        while True:
-            try:
-                async with self._use.database.transaction() as connection:
-                    return await what(connection)
-            except Unavailable:
-                if monotonic() > deadline:
-                    raise
-                await asyncio.sleep(PAUSE)
 
     def _another(self) -> Conflict:
         if self._known.state in (SendState.CANCELLED, SendState.INCOMPLETE):

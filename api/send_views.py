@@ -6,7 +6,7 @@ from uuid import UUID
 
 from core.errors import InvalidInput, NotFound
 from core.settings import LimitSettings
-from schemas.http import LimitInForce, MailCounts, SendDetail, SendError, SendSummary
+from schemas.http.sends import LimitInForce, MailCounts, SendDetail, SendError, SendSummary
 from schemas.ids import SendId, UserId
 from schemas.states import BatchState, SendState
 from store.limits import email_rates

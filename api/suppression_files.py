@@ -7,7 +7,7 @@ from api.resources import Resources
 from api.rows import Incoming
 from core.addresses import Refused, judge
 from core.leads import CONTENT_MAX, Fault, as_text, columns_of, storable
-from schemas.http import InvalidSuppression, SuppressionsImported
+from schemas.http.suppressions import InvalidSuppression, SuppressionsImported
 from schemas.ids import UserId
 from schemas.messages import Row
 from schemas.states import SuppressionReason

@@ -8,7 +8,7 @@ from core.chunks import ChunkCutter, Cut
 from core.cleaning import clean_chunk
 from core.errors import TooLarge
 from core.trial import Trial
-from schemas.http import ImportTrial, RejectedLead
+from schemas.http.imports import ImportTrial, RejectedLead
 from schemas.ids import UserId
 from schemas.messages import LeadChunk
 

@@ -6,15 +6,15 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from time import monotonic
-from typing import TypeVar
 
+from api.patience import with_ledger
 from api.resources import Resources
 from api.rows import Incoming
 from api.window import SIZE, Window
 from core.chunks import ChunkCutter, Cut, content_hash
 from core.errors import Conflict, QueueError, Unavailable
 from core.upload import NumberedRow
-from schemas.http import ImportAccepted
+from schemas.http.imports import ImportAccepted
 from schemas.ids import ImportId, UserId
 from schemas.messages import LeadChunk, encode
 from schemas.states import ImportState, OnConflict, OperationKind
@@ -45,13 +45,8 @@ HASHES_AT_ONCE = 1_024
 """Of a resumed import, read together."""
 SIGN_OF_LIFE = 10.0
 """Seconds between two of them, also of a client that sends slowly: after 60 the import counts as broken off."""
-TRY_FOR = 20.0
-"""Seconds the ledger may be away before an upload that has come so far is given up."""
-PAUSE = 0.5
 KAFKA_ANSWERS_WITHIN = 3.0
 """Seconds, at the begin of an upload: while Kafka is known to be away, nobody has to send a body in vain."""
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,7 +200,7 @@ class Upload:
             async def read(connection: Connection) -> dict[int, bytes]:
                 return await chunk_hashes(connection, self._import.id, self._user_id, number, behind)
 
-            self._hashes, self._hashes_behind = await self._with_ledger(read), behind
+            self._hashes, self._hashes_behind = await with_ledger(self._use.database, read), behind
         return self._hashes.get(number)
 
     async def _publish(self, cut: Cut, row: ChunkRow) -> None:
@@ -247,24 +242,12 @@ class Upload:
             self._window.look(seen, len(self._under_way))
             return await read_import(connection, self._import.id, self._user_id)
 
-        found = await self._with_ledger(write)
+        found = await with_ledger(self._use.database, write)
         self._published.clear()
         self._alive_at = monotonic()
         if found is None or found.state in (ImportState.CANCELLED, ImportState.INCOMPLETE):
             raise Conflict(f"import {self._import.id} is {found.state if found else 'gone'}: the upload was stopped")
         return found
-
-    async def _with_ledger(self, what: Callable[[Connection], Awaitable[T]]) -> T:
-        """Tried again while Postgres is away for a moment."""
-        deadline = monotonic() + TRY_FOR
-        while True:
-            try:
-                async with self._use.database.transaction() as connection:
-                    return await what(connection)
-            except Unavailable:
-                if monotonic() > deadline:
-                    raise
-                await asyncio.sleep(PAUSE)
 
     async def _add(self, connection: Connection) -> None:
         if await add_chunks(connection, self._import.id, self._published):

@@ -6,9 +6,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final, Protocol, TypeVar
 
-from schemas.ids import UserId
+from schemas.ids import SHARED, UserId
 
-SHARED: Final = UserId("")
 DEFAULT: Final = "default"
 """The relay of the settings, which is there while there is no shared row."""
 FAILURES: Final = 5

@@ -2,11 +2,13 @@
 
 import hashlib
 from datetime import UTC, date, datetime
-from typing import NewType
+from typing import Final, NewType
 from uuid import UUID
 
 UserId = NewType("UserId", str)
 """Opaque text of the calling company, at most 200 characters."""
+SHARED: Final = UserId("")
+"""Whose is what is everybody's."""
 ImportId = NewType("ImportId", UUID)
 SendId = NewType("SendId", UUID)
 """A version 7 UUID: its time part decides the month partition its mails live in."""

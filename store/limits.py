@@ -86,9 +86,9 @@ class Limiter:
         with available():
             await self._script(*self._arguments("back", back, at))
 
-    async def peek(self, asked: Sequence[tuple[Sequence[Limit], int]]) -> list[Grant]:
-        """What `take` would grant now, for each, in one round trip; nothing is consumed."""
-        answers = await self._peek([Asked(limits, [(None, tokens)]) for limits, tokens in asked])
+    async def peek(self, asked: Sequence[tuple[Sequence[Limit], int, str | None]]) -> list[Grant]:
+        """What `take` would grant now, for each (limits, tokens, factor) in one round trip; nothing is consumed."""
+        answers = await self._peek([Asked(limits, [(None, tokens)], factor) for limits, tokens, factor in asked])
         return [_grant(answer) for answer in answers]
 
     async def peek_one(self, limits: Sequence[Limit], tokens: int, factor: str | None = None) -> Grant:

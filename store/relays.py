@@ -6,9 +6,9 @@ from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
 
-from core.relays import DEFAULT, SHARED
+from core.relays import DEFAULT
 from core.secrets import CannotDecrypt, KeyRing
-from schemas.ids import UserId
+from schemas.ids import SHARED, UserId
 from store.postgres import Connection
 from store.queries import SQL
 

@@ -3,14 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final
+from typing import Any
 
 from schemas.ids import SendId, UserId
 from schemas.states import SuppressionReason
 from store.postgres import Connection
 from store.queries import SQL
-
-SHARED: Final = UserId("")
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,13 +12,13 @@ import structlog
 from uuid_utils.compat import uuid7
 
 from core.errors import Misconfigured, Unavailable
-from core.relays import DEFAULT, SHARED, relays_for
+from core.relays import DEFAULT, relays_for
 from core.secrets import CannotDecrypt, KeyRing
 from core.settings import SendSettings, Settings
 from mailer.check import TestMail, check_relay
 from mailer.relay import Login, RelaySettings, Tls, tls_context
 from mailer.relays import LiveRelay, Relay, Relays
-from schemas.ids import UserId
+from schemas.ids import SHARED, UserId
 from store.postgres import Database
 from store.relay_health import RelayHealth, RelayHealthBoard
 from store.relay_tests import ANSWER_WITHIN, RelayTest, RelayTests, TestAnswer, TestStep

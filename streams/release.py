@@ -11,7 +11,7 @@ import structlog
 from uuid_utils.compat import uuid7
 
 from core.errors import Unavailable
-from core.limits import Grant, Limit, Rate, bulk_limits, bulk_rate, user_limits
+from core.limits import Grant, Limit, Rate, bulk_limits, bulk_rate, factor_key, user_limits
 from core.release import (
     AHEAD,
     RECHECK,
@@ -251,11 +251,13 @@ async def _free(use: Resources, users: Sequence[_User]) -> Mapping[UserId, _Free
     """
     limited = [user for user in users if user.rate is not None and (user.bulk or user.transactional)]
     part = use.settings.limits.limit_bulk_share
-    asked: list[tuple[list[Limit], int]] = []
+    asked: list[tuple[list[Limit], int, str | None]] = []
     for user in limited:
-        most = max(AT_ONCE, user.waiting)
-        asked.append((bulk_limits(user.lease.user_id, user.rate, part), most))
-        asked.append((user_limits(user.lease.user_id, user.rate), most))
+        user_id, most = user.lease.user_id, max(AT_ONCE, user.waiting)
+        # Which relay its mails will take is not known yet: mostly the one that everybody has.
+        factor = factor_key(user_id, use.settings.sending.relay) if use.settings.limits.limit_adaptive else None
+        asked.append((bulk_limits(user_id, user.rate, part), most, factor))
+        asked.append((user_limits(user_id, user.rate), most, factor))
     try:
         grants = await use.limiter.peek(asked)
     except Unavailable as error:

@@ -13,7 +13,7 @@ from api.document import component
 from api.mail_tasks import read_mails, to_tasks
 from api.resources import Resources
 from core.errors import InvalidInput, Unavailable
-from schemas.http import MAILS_MAX_BYTES, SingleMails, SingleMailsAccepted
+from schemas.http.mails import MAILS_MAX_BYTES, SingleMails, SingleMailsAccepted
 from schemas.ids import UserId
 from schemas.states import Lane
 from schemas.topics import EMAILS_TASKS, EMAILS_TRANSACTIONAL

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Response
 
 from api.depends import Use
 from core.errors import Unavailable
-from schemas.http import Health, Readiness
+from schemas.http.progress import Health, Readiness
 from store.redis import available
 
 PATIENCE = 2.0

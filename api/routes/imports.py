@@ -20,7 +20,7 @@ from api.trial import try_rows
 from api.uploads import receive
 from core.cells import harmless
 from core.errors import Conflict, NotFound
-from schemas.http import (
+from schemas.http.imports import (
     ImportAccepted,
     ImportCancelled,
     ImportCounts,

@@ -20,7 +20,7 @@ from api.resources import Resources
 from core.addresses import Refused, judge
 from core.edits import change_tags, check_tags, clean_edit, merge_attributes
 from core.errors import InvalidInput, NotFound
-from schemas.http import (
+from schemas.http.leads import (
     LEAD_MAX_BYTES,
     LEAD_TAGS_MAX,
     LEADS_NAMED_MAX_BYTES,

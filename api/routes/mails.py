@@ -10,7 +10,7 @@ from api.resources import Resources
 from core.addresses import Refused, judge
 from core.errors import InvalidInput, NotFound
 from core.message_ids import message_id, parse_message_id, sender_domain
-from schemas.http import MailAnswer, MailAttempt, MailPage, MailQuery
+from schemas.http.mails import MailAnswer, MailAttempt, MailPage, MailQuery
 from schemas.ids import MailId, SendId, UserId
 from schemas.states import Lane
 from store.mails import POSITION_MAX, FoundMail, MailFilter, Place, mail_of_id, mails_of_address, read_mail

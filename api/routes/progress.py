@@ -14,7 +14,7 @@ from api.answers import Write
 from api.depends import After, Limit, Use, User
 from api.resources import Resources
 from core.errors import Conflict, NotFound, Unavailable
-from schemas.http import OperationProgress, ProgressPage
+from schemas.http.progress import OperationProgress, ProgressPage
 from schemas.ids import ImportId, SendId
 from schemas.states import MAIL_FINAL, ImportState, MailState, OperationKind, RowEnd, SendState
 from store.imports import import_counts

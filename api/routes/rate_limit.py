@@ -11,7 +11,7 @@ from api.limits import limit_headers
 from api.resources import Resources
 from core.errors import NotAllowed, NotFound
 from core.limits import Limit, Rate, SharedRates, factor_key, limits_of, shared_limit
-from schemas.http import (
+from schemas.http.limits import (
     LimitCheck,
     LimitChecked,
     LimitLevel,

@@ -8,7 +8,7 @@ from fastapi.responses import StreamingResponse
 from api.depends import Use, User
 from api.recipient_pages import read_filter, recipients_csv, search_page
 from api.send_views import found_send
-from schemas.http import RecipientAnswer, RecipientConditions, RecipientPage, RecipientQuery
+from schemas.http.sends import RecipientAnswer, RecipientConditions, RecipientPage, RecipientQuery
 from schemas.states import MailState
 from store.recipients import Recipient
 

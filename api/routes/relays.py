@@ -3,22 +3,21 @@
 from collections.abc import Sequence
 from typing import Annotated, TypeVar
 
-from fastapi import APIRouter, Depends, Path, Query, Request, Response
+from fastapi import APIRouter, Path, Request
 from pydantic import BaseModel, ValidationError
 from uuid_utils.compat import uuid7
 
-from api.answers import Writing
-from api.auth import user_of
 from api.bodies import read_body
-from api.depends import Caller, IdempotencyKey, NamedUser, Use
+from api.depends import Use
 from api.document import component
 from api.errors import invalid_body
 from api.relays import answer_of, answer_of_settings, changed_fields, new_fields
 from api.resources import Resources
+from api.shared import SharedWrite, Whose
 from core.addresses import Refused, judge
-from core.errors import Conflict, InvalidInput, NotAllowed, NotFound, Unavailable
-from core.relays import DEFAULT, SHARED
-from schemas.http import (
+from core.errors import Conflict, InvalidInput, NotFound, Unavailable
+from core.relays import DEFAULT
+from schemas.http.relays import (
     RELAY_MAX_BYTES,
     RelayAnswer,
     RelayList,
@@ -28,9 +27,7 @@ from schemas.http import (
     RelayTestOrder,
     RelayTestStep,
 )
-from schemas.ids import UserId
-from schemas.states import KeyScope
-from store.keys import Key
+from schemas.ids import SHARED, UserId
 from store.postgres import Connection
 from store.relay_health import RelayHealth, RelayHealthBoard
 from store.relay_tests import ANSWER_WITHIN, RelayTests, TestAnswer
@@ -49,37 +46,8 @@ from store.suppressions import is_erased, read_suppression
 
 router = APIRouter(prefix="/api/queue/relays", tags=["relays"])
 
-Shared = Annotated[bool, Query(description="Those for everybody. For admin keys.")]
 Name = Annotated[str, Path(max_length=63)]
 B = TypeVar("B", bound=BaseModel)
-
-
-def whose(key: Key, named: str | None, shared: bool) -> UserId:
-    """Raises NotAllowed for what is everybody's, unless the key is an admin's."""
-    if not shared:
-        return user_of(key, named)
-    if key.scope is not KeyScope.ADMIN:
-        raise NotAllowed("relays for everybody are for admin keys")
-    if named is not None:
-        raise InvalidInput("userId", "what is shared is no user's")
-    return SHARED
-
-
-async def _whose(key: Caller, named: NamedUser = None, shared: Shared = False) -> UserId:
-    return whose(key, named, shared)
-
-
-Whose = Annotated[UserId, Depends(_whose)]
-
-
-async def _writing(
-    request: Request, response: Response, user: Whose, use: Use, idempotency_key: IdempotencyKey = None
-) -> Writing:
-    return Writing(use, user, idempotency_key, request, response)
-
-
-Write = Annotated[Writing, Depends(_writing)]
-"""As api.answers has it, of a user or of everybody."""
 
 
 def _body(model: type[BaseModel], required: bool = True) -> dict[str, object]:
@@ -100,7 +68,7 @@ async def look_all(user: Whose, use: Use) -> RelayList:
 
 
 @router.post("", status_code=201, openapi_extra=_body(RelayOrder))
-async def make(request: Request, write: Write) -> RelayAnswer:
+async def make(request: Request, write: SharedWrite) -> RelayAnswer:
     """Used at once where it is the user's first; workers know it within seconds."""
     asked = await _read(request, RelayOrder)
     relay_id = uuid7()
@@ -126,7 +94,7 @@ async def look(name: Name, user: Whose, use: Use) -> RelayAnswer:
 
 
 @router.patch("/{name}", openapi_extra=_body(RelayPatch))
-async def change(name: Name, request: Request, write: Write) -> RelayAnswer:
+async def change(name: Name, request: Request, write: SharedWrite) -> RelayAnswer:
     """Connections that are in use go on as they are until their mails are through."""
     asked = await _read(request, RelayPatch)
 

@@ -26,9 +26,9 @@ from api.send_bodies import FORM_FIELDS, open_send
 from api.send_intake import fill, fill_from, first_rows, receipt_of
 from api.send_views import detail, found_send, sends_of, summary
 from core.errors import Conflict, InvalidInput, Unavailable
-from schemas.http import (
+from schemas.http.base import IdText
+from schemas.http.sends import (
     RETRY_MAX_BYTES,
-    IdText,
     RetryOrder,
     SendAccepted,
     SendChanged,

@@ -2,25 +2,24 @@
 
 from typing import Annotated, Any, Final
 
-from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from fastapi import APIRouter, Header, Query, Request
 from pydantic import ValidationError
 
-from api.answers import Writing
-from api.auth import user_of
 from api.bodies import read_body
-from api.depends import Caller, IdempotencyKey, NamedUser, Use
+from api.depends import Caller, Use
 from api.document import component
 from api.errors import UnsupportedType, invalid_body
 from api.resources import Resources
 from api.rows import CSV, GZIP, GZIPS, NDJSON, TYPES, gunzip_of, open_stream, pieces, read_type
+from api.shared import SharedWrite, Whose, whose
 from api.suppression_files import import_suppressions
 from core.addresses import Address, Refused, judge
-from core.errors import Conflict, InvalidInput, NotAllowed, NotFound
-from schemas.http import (
+from core.errors import Conflict, InvalidInput, NotFound
+from schemas.http.base import KeyText
+from schemas.http.imports import ImportOptions
+from schemas.http.suppressions import (
     SUPPRESSIONS_MAX_BYTES,
-    ImportOptions,
     InvalidAddress,
-    KeyText,
     SuppressionAnswer,
     SuppressionOrder,
     SuppressionPage,
@@ -29,11 +28,9 @@ from schemas.http import (
     SuppressionsImported,
 )
 from schemas.ids import UserId
-from schemas.states import KeyScope, SuppressionReason
-from store.keys import Key
+from schemas.states import SuppressionReason
 from store.postgres import Connection
 from store.suppressions import (
-    SHARED,
     Slice,
     Suppression,
     add_suppressions,
@@ -50,36 +47,6 @@ SCAN_MAX: Final = 100_000
 FILES: Final = (CSV, NDJSON, GZIP)
 
 router = APIRouter(prefix="/api/queue/suppressions", tags=["suppressions"])
-
-Shared = Annotated[bool, Query(description="Those for everybody. For admin keys.")]
-
-
-def whose(key: Key, named: str | None, shared: bool) -> UserId:
-    """Raises NotAllowed for what is everybody's, unless the key is an admin's."""
-    if not shared:
-        return user_of(key, named)
-    if key.scope is not KeyScope.ADMIN:
-        raise NotAllowed("suppressions for everybody are for admin keys")
-    if named is not None:
-        raise InvalidInput("userId", "what is shared is no user's")
-    return SHARED
-
-
-async def _whose(key: Caller, named: NamedUser = None, shared: Shared = False) -> UserId:
-    return whose(key, named, shared)
-
-
-Whose = Annotated[UserId, Depends(_whose)]
-
-
-async def _writing(
-    request: Request, response: Response, user: Whose, use: Use, idempotency_key: IdempotencyKey = None
-) -> Writing:
-    return Writing(use, user, idempotency_key, request, response)
-
-
-Write = Annotated[Writing, Depends(_writing)]
-"""As api.answers has it, of a user or of everybody."""
 
 
 @router.get("")
@@ -122,7 +89,7 @@ BODY = {"requestBody": {"required": True, "content": {"application/json": {"sche
 
 
 @router.post("", openapi_extra=BODY)
-async def add(request: Request, write: Write) -> SuppressionsAdded:
+async def add(request: Request, write: SharedWrite) -> SuppressionsAdded:
     """What is no address is told, and holds up no other. A stronger reason takes a weaker one's place: unsubscribe, complaint,
     bounce, manual, in this order.
     """
@@ -177,7 +144,7 @@ async def upload(
 
 
 @router.delete("")
-async def remove(write: Write, email: Annotated[KeyText, Query()]) -> SuppressionAnswer:
+async def remove(write: SharedWrite, email: Annotated[KeyText, Query()]) -> SuppressionAnswer:
     """Says what it was. An address that was erased stays suppressed."""
     key = _key(email)
 

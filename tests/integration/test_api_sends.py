@@ -9,7 +9,7 @@ import pytest
 
 from api.recipients import PAGE
 from core.settings import Settings
-from schemas.http import SEND_MAX_BYTES
+from schemas.http.sends import SEND_MAX_BYTES
 from schemas.ids import SendId
 from schemas.states import KeyScope
 from store.postgres import Connection

@@ -12,12 +12,12 @@ import pytest
 from api.routes import suppressions as routes
 from core.outcomes import Outcome
 from core.settings import load
-from schemas.ids import UserId
+from schemas.ids import SHARED, UserId
 from schemas.states import KeyScope, MailState, SuppressionReason
 from store.batches import claim_batch, read_batch, write_outcomes
 from store.postgres import Connection, Database
 from store.queries import SQL
-from store.suppressions import SHARED, add_suppressions
+from store.suppressions import add_suppressions
 from tests.integration.api_client import CSV, LEADS, NDJSON, OWNER, STRANGER, Api, running_api
 from tests.integration.ledger import USER, check_sums, new_send, new_worker, release, states
 

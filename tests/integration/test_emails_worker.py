@@ -290,7 +290,7 @@ async def test_mails_that_were_not_begun_give_their_tokens_back(with_sink: dict[
             [pointer] = await release(connection, send, 20, 100)
         await worker.send(pointer)
         rate = await worker.use.book.rate(LimitName.EMAIL_SENDING, USER)
-        [grant] = await worker.use.limiter.peek([(user_limits(USER, rate), 100)])
+        [grant] = await worker.use.limiter.peek([(user_limits(USER, rate), 100, None)])
         assert grant.tokens == 50
 
 

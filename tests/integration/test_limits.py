@@ -70,7 +70,7 @@ async def test_an_idle_user_has_its_burst_and_no_more(limiter: Limiter) -> None:
 
 async def test_peeking_takes_nothing(limiter: Limiter) -> None:
     limits = [_limit("u", 1, 10)]
-    assert [grant.tokens for grant in await limiter.peek([(limits, 7), (limits, 20)])] == [7, 10]
+    assert [grant.tokens for grant in await limiter.peek([(limits, 7, None), (limits, 20, None)])] == [7, 10]
     assert (await limiter.take(limits, 10)).tokens == 10
 
 
@@ -212,7 +212,7 @@ async def test_lost_counters_are_counted_in_the_ledger(redis: Redis, database: D
     assert (await limiter.take(limits, 100)).tokens == 25
     assert (await limiter.take(user_limits(USER, Rate(0, 1, per_day=100)), 100)).tokens == 20
     somebody = user_limits(UserId("somebody"), Rate(0, 1, per_day=100))
-    assert (await limiter.peek([(somebody, 1000)]))[0].tokens == 100
+    assert (await limiter.peek([(somebody, 1000, None)]))[0].tokens == 100
 
 
 async def test_lost_counters_of_domains_and_relays_are_counted_mail_by_mail(
@@ -264,6 +264,7 @@ async def test_a_factor_slows_what_is_adaptive(limiter: Limiter, redis: Redis, d
     await limiter.take([own, other], 10, "f")
     assert 0.9 < (await limiter.take([own], 1, "f")).wait <= 1
     assert 0 < (await limiter.take([other], 1, "f")).wait <= 0.1
+    assert [grant.factor for grant in await limiter.peek([([own], 1, "f"), ([own], 1, None)])] == [0.1, 1]
     # What is owed stays the same when it recovers.
     await redis.delete(f"{database_name}:limit:factor:f")
     assert 0 < (await limiter.take([own], 1, "f")).wait <= 0.1
@@ -399,7 +400,7 @@ def test_any_sequence_of_groups_and_give_backs_is_as_the_model_says(
                 await limiter.give_back(asked, back, granted.at)
                 model.use(shared, targets, back, -1)
             for number, limit in enumerate(limits):
-                assert (await limiter.peek([([limit], 10**6)]))[0].tokens == model.free(number)
+                assert (await limiter.peek([([limit], 10**6, None)]))[0].tokens == model.free(number)
         finally:
             await client.aclose()
 

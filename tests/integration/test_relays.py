@@ -15,13 +15,13 @@ import pytest
 from uuid_utils.compat import uuid7
 
 from core.errors import Unavailable
-from core.relays import FIRST_PAUSE, SHARED, BreakerState
+from core.relays import FIRST_PAUSE, BreakerState
 from core.retry import RetryPolicy
 from core.settings import load
 from mailer.dial import dial
 from mailer.relay import RelaySettings, Tls
 from mailer.relays import LiveRelay, Relays
-from schemas.ids import SendId, UserId
+from schemas.ids import SHARED, SendId, UserId
 from schemas.messages import BatchPointer, encode
 from schemas.states import KeyScope
 from store.limits import mails_of_relays

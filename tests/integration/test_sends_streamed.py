@@ -14,7 +14,7 @@ import pytest
 
 from api.recipients import PAGE
 from core.settings import Settings
-from schemas.http import SEND_MAX_BYTES, SEND_ORDER_MAX_BYTES
+from schemas.http.sends import SEND_MAX_BYTES, SEND_ORDER_MAX_BYTES
 from schemas.ids import SendId
 from store.postgres import Database
 from store.queries import SQL

@@ -14,7 +14,7 @@ from api.rows import CSV, FORM, GZIP, JSON, NDJSON, Incoming, open_body, read_ro
 from core.csv_rows import CsvRows
 from core.errors import InvalidInput, TooLarge
 from core.upload import NumberedRow
-from schemas.http import ImportOptions
+from schemas.http.imports import ImportOptions
 from schemas.states import OnConflict
 
 TEXT = b"email,name\n" + b"".join(b"p%d@mail.com,P %d\n" % (number, number) for number in range(3_000))

@@ -10,7 +10,8 @@ import msgspec
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from schemas import http, messages
+from schemas import messages
+from schemas.http import base as http
 from schemas.messages import KINDS, VERSION, ProgressBlock, UpstreamLead
 from schemas.publish import documents, main
 from schemas.topics import CATALOGUE

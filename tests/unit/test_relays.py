@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.hosts import is_public, may_be_public
-from core.relays import SHARED, Breaker, BreakerState, Spread, limit_target, relays_for
-from schemas.ids import UserId
+from core.relays import Breaker, BreakerState, Spread, limit_target, relays_for
+from schemas.ids import SHARED, UserId
 
 OWNER = UserId("owner")
 
