@@ -20,9 +20,12 @@ DELETE FROM leads WHERE user_id = $1 AND email_key = $2 RETURNING email
 
 -- name: wait_for_intake
 -- Behind the two above: waits for the pages of recipients that are being written just now, and may have read what was before
--- (campaign_sends_active, campaign_sends_running). Later ones know.
-SELECT id FROM campaign_sends
-WHERE user_id = $1 AND (lane = 'campaign' AND state = 'receiving' OR lane <> 'campaign' AND state = 'running') FOR SHARE
+-- (campaign_sends_receiving, campaign_sends_running). Later ones know.
+SELECT s.id FROM campaign_sends s WHERE s.id = ANY (ARRAY(
+  SELECT c.id FROM campaign_sends c WHERE c.user_id = $1 AND c.lane = 'campaign' AND c.state = 'receiving'
+  UNION ALL
+  SELECT d.id FROM campaign_sends d WHERE d.user_id = $1 AND d.lane <> 'campaign' AND d.state = 'running'
+)) FOR SHARE OF s
 
 -- name: erase_mails
 -- A page of mails (email_sends_address). Their states and counts stay. Those that wait are suppressed when their turn comes,

@@ -36,7 +36,7 @@ HOT_PLANS = {
     "unended_sends": "campaign_sends_pkey",
     "erase_mails": r"email_sends_\d+_\d+_email_key_send_id_idx",
     "erase_rejects": "lead_rejects_pkey",
-    "wait_for_intake": "campaign_sends_(active|receiving)",
+    "wait_for_intake": "(?s)campaign_sends_(active|receiving).*campaign_sends_running.*campaign_sends_pkey",
 }
 
 
