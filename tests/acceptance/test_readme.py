@@ -27,6 +27,8 @@ def test_the_examples_work_as_written(system: System, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert '"importId"' in done.stdout
     assert '"sendId"' in done.stdout
+    # The receipt; the campaign was cancelled.
+    system.until(lambda: system.ledger("acme").mails.get("sent", 0) >= 1, within=20)
 
 
 def test_the_commands_it_names_are_there() -> None:
