@@ -16,7 +16,7 @@ SMALLEST = 25
 """Mails of a batch that is made small on purpose: a group on the wire."""
 MOST = 8
 """Times what keeps the connections busy that may be under way, however fast they are: no more is sent between two rounds."""
-RECHECK = 5.0
+RECHECK = 15.0
 """Seconds after which a user is looked at who is woken by the ends of batches anyway."""
 FASTER, SLOWER = 0.5, 0.1
 """How much of a new measurement counts. A fast start is followed at once; a lull is not taken for a slow relay."""
