@@ -109,15 +109,18 @@ async def change(name: Name, request: Request, write: SharedWrite) -> RelayAnswe
 
 
 @router.delete("/{name}", status_code=204)
-async def remove(name: Name, user: Whose, use: Use) -> None:
+async def remove(name: Name, write: SharedWrite) -> None:
     """Not while an active send names it and nobody else's would do."""
-    async with use.database.transaction() as connection:
-        if await lock_relay(connection, user, name) is None:
+
+    async def act(connection: Connection) -> None:
+        if await lock_relay(connection, write.user, name) is None:
             raise NotFound("there is no such relay")
-        sends = await sends_naming_relay(connection, user, name)
+        sends = await sends_naming_relay(connection, write.user, name)
         if sends:
             raise Conflict(f"{sends} active sends go through this relay: let them end, or cancel them")
-        await remove_relay(connection, user, name)
+        await remove_relay(connection, write.user, name)
+
+    await write.once(type(None), act)
 
 
 @router.post("/{name}/test", openapi_extra=_body(RelayTestOrder, required=False))

@@ -54,6 +54,14 @@ async def test_a_relay_is_made_read_changed_and_removed(api: Api) -> None:
     assert (await owner.get(RELAYS)).json() == {"relays": []}
 
 
+async def test_removed_twice_with_a_key_it_is_removed_once(api: Api) -> None:
+    owner = await api.client_of(OWNER)
+    assert (await owner.post(RELAYS, json={**RELAY, **LOGIN})).status_code == 201
+    key = {"Idempotency-Key": "remove"}
+    assert [(await owner.delete(f"{RELAYS}/mx1", headers=key)).status_code for _ in range(2)] == [204, 204]
+    assert (await owner.delete(f"{RELAYS}/mx1")).status_code == 404
+
+
 async def test_a_password_is_in_no_answer_and_encrypted_in_the_ledger(api: Api) -> None:
     owner = await api.client_of(OWNER)
     answers = [
