@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
-from core.addresses import Refused, judge
-from core.errors import Conflict, InvalidInput, NotFound
+from api.addresses import keys_of
+from core.errors import Conflict, NotFound
 from schemas.http.sends import RetryOrder, SendRetried
 from schemas.states import MailState, OperationKind, SendState
 from store.postgres import Connection
@@ -33,7 +33,7 @@ class Retry:
         """Raises InvalidInput for an address that is none."""
         positions = None
         if asked.emails is not None:
-            positions = await positions_of(connection, send.id, send.user_id, _keys(asked.emails))
+            positions = await positions_of(connection, send.id, send.user_id, keys_of(asked.emails))
         return cls(send, [MailState(state) for state in asked.states], asked.codes, positions)
 
     def page(self, first: int, recipients: int) -> Sequence[int]:
@@ -75,13 +75,3 @@ async def retry_page(
             "next": positions[-1] + 1 if more else None,
         }
     )
-
-
-def _keys(emails: Sequence[str]) -> list[str]:
-    keys = []
-    for number, email in enumerate(emails):
-        address = judge(email)
-        if isinstance(address, Refused):
-            raise InvalidInput(f"emails.{number}", address.reason, address.code)
-        keys.append(address.email_key)
-    return keys

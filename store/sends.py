@@ -352,5 +352,5 @@ async def cancel_page(connection: Connection, send_id: SendId, user_id: UserId) 
     return False
 
 
-async def wake_release(connection: Connection, user_id: UserId) -> None:
-    await connection.execute(SQL["wake_release"], user_id)
+async def wake_release(connection: Connection, *users: UserId) -> None:
+    await connection.execute(SQL["wake_release"], users)

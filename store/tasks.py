@@ -56,10 +56,6 @@ async def add_mails(connection: Connection, mails: Sequence[tuple[SendId, NewMai
     )
 
 
-async def wake_users(connection: Connection, users: Sequence[UserId]) -> None:
-    await connection.execute(SQL["wake_users"], users)
-
-
 async def claim_added(
     connection: Connection, batches: Sequence[tuple[BatchId, SendId]], worker: IncarnationId
 ) -> list[Batch]:

@@ -12,7 +12,8 @@ from schemas.ids import MailId, SendId
 from schemas.messages import EmailTask, decode_email_task
 from schemas.states import ErrorKind, FailedStage, Lane
 from store.postgres import Connection
-from store.tasks import DailySend, add_mails, known_mails, open_daily_sends, wake_users
+from store.sends import wake_release
+from store.tasks import DailySend, add_mails, known_mails, open_daily_sends
 from streams.batching import Batch
 from streams.dead_letters import Bury, Dead, decoded
 from streams.intake import Record
@@ -107,7 +108,7 @@ async def _add_new(connection: Connection, mails: Sequence[NewMail], lane: Lane)
             await add_mails(connection, placed)
         waiting = [(mail, days[1:]) for mail, days in waiting if days[0] not in running]
     if users:
-        await wake_users(connection, users)
+        await wake_release(connection, *users)
     return sorted(sends), known
 
 

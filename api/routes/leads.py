@@ -8,6 +8,7 @@ from fastapi import APIRouter, Path, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ValidationError
 
+from api.addresses import keys_of
 from api.answers import Write
 from api.bodies import read_body
 from api.depends import Caller, Use, User
@@ -94,7 +95,7 @@ async def tag(request: Request, write: Write) -> LeadsTagged:
     if (asked.emails is None) == (asked.filter is None):
         raise InvalidInput("emails", "one of emails and filter is needed")
     if asked.filter is None:
-        keys = _named(asked.emails or [])
+        keys = keys_of(asked.emails or [])
 
         async def act(connection: Connection) -> LeadsTagged:
             return _tagged(await _tag_page(connection, write.user, keys, asked), None)
@@ -127,16 +128,6 @@ async def _tag_all(use: Resources, user: UserId, asked: LeadTagging, wanted: Lea
 
 async def _tag_page(connection: Connection, user: UserId, email_keys: list[str], asked: LeadTagging) -> Tagged:
     return await tag_leads(connection, user, email_keys, asked.add, asked.remove, LEAD_TAGS_MAX)
-
-
-def _named(emails: list[str]) -> list[str]:
-    keys = []
-    for number, email in enumerate(emails):
-        address = judge(email)
-        if isinstance(address, Refused):
-            raise InvalidInput(f"emails.{number}", address.reason, address.code)
-        keys.append(address.email_key)
-    return keys
 
 
 @router.post("/erase", openapi_extra=body_of(ErasureRequest))

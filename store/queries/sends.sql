@@ -295,8 +295,8 @@ WHERE s.id = $1 AND s.state = 'cancelled' AND s.next_position = s.recipients
 RETURNING s.id
 
 -- name: wake_release
--- Tells the release loop that a user has work now.
-INSERT INTO release_users (user_id, due_at) VALUES ($1, now())
+-- Tells the release loop that these users have work now, in one order for all.
+INSERT INTO release_users (user_id, due_at) SELECT u.user_id, now() FROM unnest($1::text[]) AS u (user_id) ORDER BY 1
 ON CONFLICT (user_id) DO UPDATE SET due_at = now(), wakes = release_users.wakes + 1
 
 -- name: read_send

@@ -47,11 +47,6 @@ UPDATE campaign_sends s
 SET recipients = s.recipients + c.mails, suppressed = s.suppressed + c.suppressed, invalid = s.invalid + c.invalid
 FROM counted c WHERE s.id = c.send_id
 
--- name: wake_users
--- Tells the release loop that these users have work now, in one order for all.
-INSERT INTO release_users (user_id, due_at) SELECT u.user_id, now() FROM unnest($1::text[]) AS u (user_id) ORDER BY 1
-ON CONFLICT (user_id) DO UPDATE SET due_at = now(), wakes = release_users.wakes + 1
-
 -- name: claim_added
 -- A batch in this incarnation's hands of what was added to each send: release never sees these mails, unless they come back.
 -- FOR SHARE: who fences the incarnation waits for the batch, and frees it then. No row: it has been fenced.
