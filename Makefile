@@ -2,7 +2,7 @@
 PYTHON ?= python3
 PY := .venv/bin/python
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check fmt slow bench-transactional bench-import bench-wire bench-limits bench-find bench-release bench-fairness bench-users up down clean lock
+.PHONY: help install demo test check fmt slow chaos bench-transactional bench-import bench-wire bench-mime bench-limits bench-find bench-send bench-release bench-fairness bench-users bench-dkim bench-progress wheel up down clean lock
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /|/' | awk -F'|' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -30,6 +30,9 @@ fmt: install ## format and sort imports
 slow: install ## what takes minutes: twenty starts of the consumer race, servers away for a minute
 	@$(PY) -m pytest -m slow
 
+chaos: install ## faults under load: killed, frozen, cut, away; each once, or ROUNDS=…, SEED=…, SECONDS=… of a fault, FAULTS=names
+	@$(PY) -m devstack.chaos
+
 bench-import: install ## 2,000,000 leads over HTTP beside one raw COPY; ROWS=… for fewer
 	@$(PY) -m bench.imports
 
@@ -45,6 +48,12 @@ bench-transactional: install ## a transactional mail's way while BULK=… (1,000
 bench-wire: install ## 200,000 mails to the sink, written ahead and one by one, beside a bare loop; MAILS=… for fewer
 	@$(PY) -m bench.wire
 
+bench-send: install ## 200,000 mails of 4 KB from ledger to relay, beside a bare loop; one by one, TLS, refusals; MAILS=… for fewer
+	@$(PY) -m bench.send
+
+bench-mime: install ## what rendering and building a mail of 4 KB costs, beside EmailMessage; ROUNDS=…
+	@$(PY) -m bench.mime
+
 bench-release: install ## 2,000,000 mails of one user, the first 100,000 beside the last; ROWS=… for fewer
 	@$(PY) -m bench.release
 
@@ -53,6 +62,15 @@ bench-fairness: install ## 100 mails alone and beside 1,000,000; ROWS=… for fe
 
 bench-users: install ## 10,000 users without a limit; USERS=…, MAILS=…, SECONDS=…
 	@$(PY) -m bench.users
+
+bench-dkim: install ## what DKIM costs a mail, signed on the loop, on threads, on processes; MAILS=… for fewer
+	@$(PY) -m bench.dkim
+
+bench-progress: install ## what watching a send costs, how soon a WebSocket tells, LISTENERS=… connections; MAILS=…, PAIRS=…
+	@$(PY) -m bench.progress
+
+wheel: install ## the Python client, as product developers install it, into dist/
+	@$(PY) -m pip --disable-pip-version-check wheel -q --no-deps --no-build-isolation -w dist ./mailgenius
 
 up: install ## leave everything running; prints addresses and a fresh API key
 	@$(PY) -m devstack up

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import uvicorn
 import uvloop
+from fastapi import FastAPI
 
 from api.app import create_app
 from api.companions import Companions
@@ -17,13 +18,18 @@ from core.logs import configure_logging
 from core.settings import Settings, load
 
 SHUTDOWN_WITHIN = 25
+PING = 15.0
+"""Seconds between two pings of a WebSocket, and within which each has to be answered."""
+SAID = 4096
+"""Bytes of a WebSocket's message. What comes is left unread."""
 
 
 class Server(uvicorn.Server):
     """Touches READY_FILE once it serves, and stops the workers beside it while it stops itself."""
 
-    def __init__(self, config: uvicorn.Config, companions: Companions) -> None:
+    def __init__(self, app: FastAPI, config: uvicorn.Config, companions: Companions) -> None:
         super().__init__(config)
+        self._app = app
         self._companions = companions
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -33,6 +39,8 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._companions.ask_to_stop()
+        # It waits for requests to end, and these do not by themselves.
+        self._app.state.resources.listeners.close()
         await super().shutdown(sockets)
 
 
@@ -52,9 +60,11 @@ def main() -> int:
 
 async def _serve(settings: Settings) -> int:
     companions = Companions()
+    app = create_app(settings)
     server = Server(
+        app,
         uvicorn.Config(
-            create_app(settings),
+            app,
             host=settings.api.api_host,
             port=settings.api.api_port,
             http="httptools",
@@ -63,6 +73,10 @@ async def _serve(settings: Settings) -> int:
             access_log=False,
             server_header=False,
             timeout_graceful_shutdown=SHUTDOWN_WITHIN,
+            ws_ping_interval=PING,
+            ws_ping_timeout=PING,
+            ws_max_size=SAID,
+            ws_per_message_deflate=False,  # it holds memory for each connection
         ),
         companions,
     )

@@ -10,17 +10,25 @@ from api.document import Api
 from api.limits import LimitHeaders
 from api.resources import open_resources
 from api.routes import (
+    attachments,
+    dead_letters,
+    dkim,
     emails,
+    feedback,
     health,
     imports,
     leads,
     mails,
+    previews,
     progress,
+    progress_live,
     rate_limit,
     recipients,
     relays,
     sends,
     suppressions,
+    unsubscribes,
+    webhooks,
 )
 from core.settings import Settings
 
@@ -28,13 +36,22 @@ ROUTERS = (
     imports.router,
     leads.router,
     sends.router,
+    attachments.router,
     recipients.router,
     progress.router,
+    progress_live.router,
     emails.router,
     mails.router,
+    previews.router,
     suppressions.router,
     rate_limit.router,
     relays.router,
+    dkim.router,
+    dead_letters.router,
+    feedback.router,
+    feedback.webhooks,
+    unsubscribes.router,
+    webhooks.router,
     health.router,
 )
 

@@ -1,10 +1,11 @@
 """What routes ask for by type: the resources, the key, the user."""
 
-from typing import Annotated
+from typing import Annotated, Final
 from uuid import UUID
 
-from fastapi import Depends, Header, Query, Request, Security
+from fastapi import Depends, Header, Query, Security
 from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
+from starlette.requests import HTTPConnection
 
 from api.auth import user_of
 from api.limits import admit_request
@@ -20,17 +21,35 @@ _header = APIKeyHeader(name="X-API-Key", auto_error=False)
 Use = Annotated[Resources, Depends(resources_of)]
 
 
-async def authenticated(
-    request: Request,
-    use: Use,
+PROTOCOL: Final = "mailgenius.progress"
+KEY_PROTOCOL: Final = "mailgenius.key."
+"""Before the key, among the protocols that a browser's WebSocket offers, since it can set no header. URLs are logged: a key in
+one is not looked for.
+"""
+
+
+async def _secret(
+    connection: HTTPConnection,
     bearer: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)],
     header: Annotated[str | None, Security(_header)],
-) -> Key:
-    secret = bearer.credentials if bearer is not None else header
+) -> str:
+    secret = bearer.credentials if bearer is not None else header or _offered(connection)
     if not secret:
         raise Unauthenticated("an API key is needed: Authorization: Bearer mg_…, or X-API-Key")
+    return secret
+
+
+def _offered(connection: HTTPConnection) -> str | None:
+    offered: list[str] = connection.scope.get("subprotocols", [])
+    return next((one.removeprefix(KEY_PROTOCOL) for one in offered if one.startswith(KEY_PROTOCOL)), None)
+
+
+Secret = Annotated[str, Depends(_secret)]
+
+
+async def authenticated(connection: HTTPConnection, use: Use, secret: Secret) -> Key:
     key = await use.keys.find(use.database, secret)
-    await admit_request(request, use, key)
+    await admit_request(connection, use, key)
     return key
 
 

@@ -5,11 +5,15 @@ from typing import Any
 from fastapi import FastAPI
 from pydantic import BaseModel
 
+from schemas.http.dead_letters import ReplayOrder
+from schemas.http.dkim import DkimKeyOrder
+from schemas.http.feedback import FeedbackEvent, RotateOrder, SourceOrder
 from schemas.http.leads import ErasureRequest, LeadBody, LeadPatch, LeadTagging
 from schemas.http.mails import SingleMails
 from schemas.http.relays import RelayOrder, RelayPatch, RelayTestOrder
 from schemas.http.sends import RetryOrder, SendRequest
 from schemas.http.suppressions import SuppressionOrder
+from schemas.http.webhooks import WebhookOrder, WebhookPatch, WebhookRotation
 
 REFERENCE = "#/components/schemas/{model}"
 READ_BY_ROUTES = (
@@ -20,10 +24,18 @@ READ_BY_ROUTES = (
     LeadTagging,
     ErasureRequest,
     SuppressionOrder,
+    ReplayOrder,
     SingleMails,
+    DkimKeyOrder,
     RelayOrder,
     RelayPatch,
     RelayTestOrder,
+    SourceOrder,
+    RotateOrder,
+    FeedbackEvent,
+    WebhookOrder,
+    WebhookPatch,
+    WebhookRotation,
 )
 
 

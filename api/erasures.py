@@ -17,6 +17,7 @@ from store.erasures import (
     erase_answers,
     erase_checkpoints,
     erase_dead_letters,
+    erase_failed_mails,
     erase_lead,
     erase_mails,
     erase_rejects,
@@ -27,6 +28,7 @@ from store.erasures import (
     suppress_erased,
     wait_for_intake,
 )
+from store.feedback import erase_feedback
 
 MAILS_AT_ONCE: Final = 100
 REJECTS_AT_ONCE: Final = 5_000
@@ -58,9 +60,11 @@ async def erase_address(use: Resources, user_id: UserId, email: str, requested_b
     mails, in_hand = await _mails(use, user_id, key, erasure.address)
     async with use.database.connection() as connection:
         checkpoints = await erase_checkpoints(connection, user_id, key)
+        feedback = await erase_feedback(connection, user_id, key)
         await erase_answers(connection, user_id, in_text(forms))
+        failed = await erase_failed_mails(connection, user_id, erasure.address)
     rejected = await _rejects(use, user_id, in_text(forms))
-    dead_letters = await _dead_letters(use, user_id, in_bytes(forms))
+    dead_letters = failed + await _dead_letters(use, user_id, in_bytes(forms))
     rows = ErasedRows(
         leads=int(written is not None),
         mails=mails,
@@ -68,6 +72,7 @@ async def erase_address(use: Resources, user_id: UserId, email: str, requested_b
         dead_letters=dead_letters,
         suppressions=suppressions,
         checkpoints=checkpoints,
+        feedback_events=feedback,
     )
     async with use.database.connection() as connection:
         under_way = await imports_under_way(connection, user_id)

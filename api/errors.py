@@ -6,7 +6,7 @@ from http import HTTPStatus
 from typing import Any
 
 from fastapi import FastAPI
-from fastapi.exceptions import RequestValidationError
+from fastapi.exceptions import RequestValidationError, WebSocketRequestValidationError
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -38,9 +38,14 @@ class UnsupportedType(QueueError):
     """The body's type is none that this path takes; the text lists them."""
 
 
+class StaleTimestamp(Unauthenticated):
+    """Well signed, too long ago: a copy of a request, or a clock that is wrong."""
+
+
 TABLE: Mapping[type[QueueError], tuple[int, str]] = {
     InvalidInput: (422, "invalid"),
     Unauthenticated: (401, "unauthenticated"),
+    StaleTimestamp: (401, "timestamp"),
     NotAllowed: (403, "not_allowed"),
     NotFound: (404, "not_found"),
     Conflict: (409, "conflict"),
@@ -68,7 +73,9 @@ def answer(status: int, code: str, message: str, field: str = "", headers: Mappi
     return JSONResponse({"error": error}, status, headers)
 
 
-def invalid_body(error: ValidationError | RequestValidationError) -> InvalidInput:
+def invalid_body(
+    error: ValidationError | RequestValidationError | WebSocketRequestValidationError,
+) -> InvalidInput:
     """The first thing that is wrong, as ours: where, and why."""
     return _first(error.errors())
 
@@ -76,6 +83,7 @@ def invalid_body(error: ValidationError | RequestValidationError) -> InvalidInpu
 def install(app: FastAPI) -> None:
     app.add_exception_handler(QueueError, _ours)
     app.add_exception_handler(RequestValidationError, _validation)
+    app.add_exception_handler(WebSocketRequestValidationError, _validation)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(ClientDisconnect, _client_left)
     # Starlette raises it again after the answer; uvicorn logs it then, with its trace.
@@ -109,7 +117,7 @@ def _headers(error: QueueError) -> dict[str, str] | None:
 
 
 async def _validation(request: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestValidationError)
+    assert isinstance(error, RequestValidationError | WebSocketRequestValidationError)
     return await _ours(request, invalid_body(error))
 
 

@@ -130,7 +130,8 @@ class Form:
 
     def _header_ends(self) -> None:
         part = self._part
-        part.headers[part.header.decode("latin-1").lower()] = part.value.decode("utf-8", "replace")
+        # As bytes in a text, which is what parse_options_header makes bytes of again: a name may be in UTF-8.
+        part.headers[part.header.decode("latin-1").lower()] = part.value.decode("latin-1")
         part.header, part.value = bytearray(), bytearray()
 
     def _headers_end(self) -> None:

@@ -4,7 +4,7 @@ import math
 import re
 
 from starlette.datastructures import MutableHeaders
-from starlette.requests import Request
+from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.resources import Resources
@@ -29,7 +29,7 @@ async def admit_import(use: Resources, user_id: UserId) -> None:
         raise TooMany(LimitName.LEADS_IMPORT, grant.wait)
 
 
-async def admit_request(request: Request, use: Resources, key: Key) -> None:
+async def admit_request(request: HTTPConnection, use: Resources, key: Key) -> None:
     """Takes the token of one request, of the user it acts for, else of its key. Raises as `admit_import`.
 
     A user that is named in the body alone is not known yet: then it is the key's.

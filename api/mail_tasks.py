@@ -8,12 +8,14 @@ from uuid import uuid4
 import msgspec
 from pydantic import ValidationError
 
+from api.mail_parts import finished_template, task_sender, task_template
 from core.errors import InvalidInput
 from core.tasks import Judge, key_of_id
 from schemas.http.mails import SingleMail, SingleMails
 from schemas.http.sends import Sender, Template
 from schemas.ids import MailId, UserId
 from schemas.messages import EmailTask, TaskSender, TaskTemplate, encode
+from schemas.states import MissingVariables
 from schemas.topics import RECORD_MAX_BYTES
 
 TASK_MAX_BYTES: Final = RECORD_MAX_BYTES - 4 * 1024
@@ -64,6 +66,28 @@ async def to_tasks(
     return ids, messages
 
 
+def templates(asked: SingleMails) -> list[tuple[str, Template]]:
+    """By their paths in the request; the one beside the mails first."""
+    own = [(f"emails[{number}].template", mail.template) for number, mail in enumerate(asked.emails)]
+    return [(path, one) for path, one in [("template", asked.template), *own] if one is not None]
+
+
+async def finished_mails(asked: SingleMails) -> SingleMails:
+    """With the parts of their templates as they are sent."""
+    known: dict[tuple[str | None, str | None], Template] = {}
+
+    async def finish(template: Template | None) -> Template | None:
+        if template is None:
+            return None
+        parts = template.html, template.text
+        if parts not in known:
+            known[parts] = await finished_template(template, asked.inline_css)
+        return template.model_copy(update={"html": known[parts].html, "text": known[parts].text})
+
+    emails = [one.model_copy(update={"template": await finish(one.template)}) for one in asked.emails]
+    return asked.model_copy(update={"template": await finish(asked.template), "emails": emails})
+
+
 def _own_id(idempotency_key: str | None, number: int) -> str:
     """Of a mail that the caller has not named: the same request again has the same ones, where it has a key."""
     if idempotency_key is None:
@@ -78,23 +102,23 @@ def _task(asked: SingleMails, mail: SingleMail, number: int, user_id: UserId, ch
         email=mail.email,
         name=mail.name,
         recipient_id=mail.recipient_id,
-        template=_template(mail.template or asked.template, number),
+        template=_template(mail.template or asked.template, asked.missing_variables, number),
         sender=_sender(mail.sender or asked.sender, number),
         variables=mail.variables,
         on_doubt=mail.on_doubt,
     )
 
 
-def _template(template: Template | None, number: int) -> TaskTemplate:
+def _template(template: Template | None, missing: MissingVariables, number: int) -> TaskTemplate:
     if template is None:
         raise InvalidInput(f"emails[{number}].template", "it has none, and there is none beside the mails", "missing")
-    return TaskTemplate(subject=template.subject, html=template.html, text=template.text)
+    return task_template(template, missing)
 
 
 def _sender(sender: Sender | None, number: int) -> TaskSender:
     if sender is None:
         raise InvalidInput(f"emails[{number}].sender", "it has none, and there is none beside the mails", "missing")
-    return TaskSender(email=sender.email, name=sender.name, reply_to=sender.reply_to)
+    return task_sender(sender)
 
 
 def _where(mail: SingleMail, number: int, field: str) -> str:

@@ -10,10 +10,10 @@ import msgspec
 from pydantic import ValidationError
 
 from api.errors import invalid_body
-from core.addresses import Refused, judge
+from api.mail_parts import task_sender, task_template
 from core.errors import InvalidInput
-from core.templates import compile_template
-from schemas.http.sends import Sender, SendOrder, Template
+from core.tasks import checked_sender, try_template
+from schemas.http.sends import Sender, SendOrder
 
 START_WITHIN: Final = timedelta(days=366)
 
@@ -89,27 +89,6 @@ def _read_order(fields: dict[str, msgspec.Raw]) -> SendOrder:
 
 
 def _tried(order: SendOrder) -> SendOrder:
-    _try(order.template)
-    return _with_sender(order)
-
-
-def _try(template: Template) -> None:
-    for part, source in template:
-        if source and "\0" in source:
-            raise InvalidInput(f"template.{part}", "it holds the character U+0000, which cannot be stored")
-    compile_template(template.subject, template.html, template.text)
-
-
-def _with_sender(order: SendOrder) -> SendOrder:
-    """With addresses as they are written on the wire."""
-    sender = order.sender
-    reply_to = None if sender.reply_to is None else _address(sender.reply_to, "sender.replyTo")
-    judged = Sender(email=_address(sender.email, "sender.email"), name=sender.name, reply_to=reply_to)
-    return order.model_copy(update={"sender": judged})
-
-
-def _address(text: str, field: str) -> str:
-    address = judge(text)
-    if isinstance(address, Refused):
-        raise InvalidInput(field, address.reason, address.code)
-    return address.email
+    """With the addresses of its sender as they are written on the wire."""
+    try_template(task_template(order.template, order.missing_variables))
+    return order.model_copy(update={"sender": Sender(**checked_sender(task_sender(order.sender)))})

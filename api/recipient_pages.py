@@ -37,6 +37,8 @@ COLUMNS: Final = (
     "relay",
     "outcomeAt",
     "dueAt",
+    "bouncedAt",
+    "complainedAt",
 )
 
 
@@ -102,6 +104,8 @@ def _cells(one: Recipient) -> list[str]:
         one.relay,
         None if one.outcome_at is None else one.outcome_at.isoformat(),
         None if one.due_at is None else one.due_at.isoformat(),
+        None if one.bounced_at is None else one.bounced_at.isoformat(),
+        None if one.complained_at is None else one.complained_at.isoformat(),
     )
     return ["" if value is None else harmless(str(value)) for value in values]
 

@@ -8,11 +8,13 @@ from dataclasses import dataclass
 
 import structlog
 from redis.asyncio import Redis
-from starlette.requests import Request
+from starlette.requests import HTTPConnection
 
 from api.auth import KeyCache
+from api.listeners import Listeners
 from core.errors import Unavailable
 from core.settings import Settings
+from store.destinations import Destinations
 from store.kafka import Producer
 from store.limits import Factors, LimitBook, Limiter
 from store.live import LiveProgress
@@ -36,6 +38,8 @@ class Resources:
     factors: Factors
     live: LiveProgress
     keys: KeyCache
+    destinations: Destinations
+    listeners: Listeners
 
 
 @asynccontextmanager
@@ -44,18 +48,23 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
     database, producer, redis = Database(settings.postgres), Producer(settings.kafka), connect(settings.redis)
     prefix = settings.redis.redis_prefix
     live, limiter = LiveProgress(redis, prefix), Limiter(redis, prefix, database)
+    listeners = Listeners(database, live, settings.progress)
     opening: asyncio.Task[None] | None = None
     try:
         here, _ = await asyncio.gather(_opened(database), _opened(producer))
         if not here:
             opening = asyncio.create_task(_open_later(database), name="open-database")
         book, factors = LimitBook(database, settings.limits), Factors(redis, prefix)
-        yield Resources(settings, database, producer, redis, limiter, book, factors, live, KeyCache())
+        destinations = Destinations(redis, prefix)
+        yield Resources(
+            settings, database, producer, redis, limiter, book, factors, live, KeyCache(), destinations, listeners
+        )
     finally:
         if opening is not None:
             opening.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await opening
+        await listeners.stop()
         await producer.close()
         await database.close()
         await redis.aclose()
@@ -84,7 +93,7 @@ async def _open_later(database: Database) -> None:
         return
 
 
-def resources_of(request: Request) -> Resources:
-    held = request.app.state.resources
+def resources_of(connection: HTTPConnection) -> Resources:
+    held = connection.app.state.resources
     assert isinstance(held, Resources)  # set by the lifespan
     return held

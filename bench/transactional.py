@@ -119,7 +119,7 @@ async def start_backlog(dsn: str, send_id: UUID) -> None:
         await connection.close()
 
 
-async def send_some(url: str, key: str) -> tuple[dict[str, float], list[float]]:
+async def send_some(url: str, key: str, seconds: float) -> tuple[dict[str, float], list[float]]:
     """RATE mails a second, whatever becomes of those before: when each was asked for, and milliseconds until its answer."""
     asked: dict[str, float] = {}
     answered: list[float] = []
@@ -138,7 +138,7 @@ async def send_some(url: str, key: str) -> tuple[dict[str, float], list[float]]:
     headers = {"Authorization": f"Bearer {key}"}
     async with httpx.AsyncClient(base_url=url, headers=headers, timeout=WITHIN) as client, asyncio.TaskGroup() as group:
         begun = time.monotonic()
-        for number in range(RATE * SECONDS):
+        for number in range(int(RATE * seconds)):
             await asyncio.sleep(max(0.0, begun + number / RATE - time.monotonic()))
             group.create_task(send(client, number))
     return asked, answered
@@ -177,7 +177,7 @@ def main() -> None:
             asyncio.run(start_backlog(dsn, send_id))
             sink.wait_for(before + min(BULK, 1_000))
             cpu, bulk_before, begun = cpu_seconds(stack, processes), sink.count(), time.time()
-            asked, answered = asyncio.run(send_some(processes.api_url, key))
+            asked, answered = asyncio.run(send_some(processes.api_url, key, SECONDS))
             seconds, cpu_after = time.time() - begun, cpu_seconds(stack, processes)
             bulk = sink.count() - bulk_before - len(asked)
             arrivals = wait_for_transactional(sink, before, asked)

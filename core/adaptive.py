@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from core.destinations import Lowers
 from core.outcomes import Outcome
 
 PERIOD: Final = 5.0
@@ -12,7 +13,7 @@ LOWEST: Final = 0.1
 ENOUGH: Final = 20
 """Attempts in a period, below which a few replies would decide."""
 DEFERRED_SHARE: Final = 0.2
-"""Of a period's attempts with a temporary reply: above it the relay does not keep up."""
+"""Of a period's mails with a temporary reply of the relay's own: above it the relay does not keep up."""
 SLOW_WRITE: Final = 1.0
 """Seconds. A write of outcomes takes 5 to 50 ms where nothing is wrong."""
 FALL: Final = 0.6
@@ -21,7 +22,7 @@ RISE: Final = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What happened in a period: attempts, those that got a temporary reply, and writes of outcomes that took too long."""
+    """What happened in a period: attempts, those that the relay held up, and writes of outcomes that took too long."""
 
     attempts: int = 0
     deferred: int = 0
@@ -42,11 +43,18 @@ def next_factor(factor: float, seen: Seen) -> float:
     return min(1.0, round(factor + RISE, 3))
 
 
-def seen_in(outcomes: Sequence[Outcome], write_seconds: float) -> Seen:
-    """`write_seconds`: what the last write of outcomes took."""
-    attempted = [outcome for outcome in outcomes if outcome.attempted]
-    deferred = sum(outcome.code is not None and 400 <= outcome.code < 500 for outcome in attempted)
-    return Seen(len(attempted), deferred, int(write_seconds > SLOW_WRITE))
+def seen_in(outcomes: Sequence[Outcome], write_seconds: float, *, relays_own: bool = False) -> Seen:
+    """`write_seconds`: what the last write of outcomes took. `relays_own`: what looks like a destination's policy is the
+    relay's. A 421 counts, although it costs the mail no attempt.
+    """
+    attempts = deferred = 0
+    for outcome in outcomes:
+        if outcome.lowers is not None:
+            attempts += 1
+            deferred += relays_own or outcome.lowers.what is Lowers.RELAY
+        elif outcome.attempted:
+            attempts += 1
+    return Seen(attempts, deferred, int(write_seconds > SLOW_WRITE))
 
 
 def _defers(seen: Seen) -> bool:

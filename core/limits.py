@@ -95,17 +95,26 @@ class Grant:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """Tokens for a group of mails. All of them pass the `shared` limits; those of a target its own too, where it has one."""
+    """Tokens for a group of mails. All of them pass the `shared` limits; those of a target its own too, where it has one, and
+    its `lowered` one, where there are any.
+    """
 
     shared: Sequence[Limit]
     targets: Sequence[tuple[Limit | None, int]]
     factor: str | None = None
+    lowered: Sequence[Limit | None] = ()
 
     @property
     def limits(self) -> list[tuple[int, Limit]]:
         """Each with its target's number from 1; 0 is shared."""
         own = [(number, limit) for number, (limit, _) in enumerate(self.targets, 1) if limit is not None]
+        own += [(number, limit) for number, limit in enumerate(self.lowered, 1) if limit is not None]
         return [(0, limit) for limit in self.shared] + own
+
+    @property
+    def limited(self) -> bool:
+        """Whether there is a limit of somebody's making."""
+        return bool(self.shared) or any(limit is not None for limit, _ in self.targets)
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,6 +207,12 @@ def recipient_limit(email_key: str, rates: SharedRates) -> Limit | None:
 def factor_key(user_id: UserId, relay: str) -> str:
     """The factor that slows a user down at a relay."""
     return f"{_name(user_id)}:{_name(relay)}"
+
+
+def destination_limit(factor: str, destination: str, rate: float, bulk: bool) -> Limit:
+    """Of a lowered destination. Transactional mail has its own: what campaigns have in line is not before it."""
+    key = f"destination:{factor}:{_name(destination)}{':bulk' if bulk else ''}"
+    return Limit(key, Rate(rate, max(1, int(rate))))
 
 
 def counter_name(counted: Counted, target: str) -> str:

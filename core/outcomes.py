@@ -1,44 +1,41 @@
 """How a try to deliver one mail ended on the wire, and what becomes of the mail because of it."""
 
-from dataclasses import dataclass
 from typing import assert_never
 
+from msgspec import Struct
+
+from core.destinations import Lowering, lowering
 from core.replies import About, Reply, ReplyClass, Stage, classify
 from core.retry import RetryPolicy
 from schemas.states import MailState, OnDoubt
 
 
-@dataclass(frozen=True, slots=True)
-class Accepted:
+class Accepted(Struct, frozen=True, gc=False):
     """The relay has taken the responsibility."""
 
     reply: Reply
 
 
-@dataclass(frozen=True, slots=True)
-class Refused:
+class Refused(Struct, frozen=True, gc=False):
     """A 4yz or 5yz reply, at any stage."""
 
     reply: Reply
     stage: Stage
 
 
-@dataclass(frozen=True, slots=True)
-class Lost:
+class Lost(Struct, frozen=True, gc=False):
     """The connection ended before the final dot was written: the relay cannot have the mail."""
 
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class InDoubt:
+class InDoubt(Struct, frozen=True, gc=False):
     """The connection ended after the final dot was written and before its reply: nobody knows."""
 
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class NotBegun:
+class NotBegun(Struct, frozen=True, gc=False):
     """Nothing of this mail was written."""
 
     reason: str
@@ -47,10 +44,10 @@ class NotBegun:
 Delivery = Accepted | Refused | Lost | InDoubt | NotBegun
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(Struct, frozen=True, gc=False):
     """What is written in the ledger for the mail at `position`. `delay`: seconds until it is due again, when deferred.
-    `attempted`: whether it counts as an attempt. `suppresses`: the address is not to be written to again.
+    `attempted`: whether it counts as an attempt. `suppresses`: the address is not to be written to again. `lowers`: what goes
+    more slowly because of it.
     """
 
     position: int
@@ -62,6 +59,7 @@ class Outcome:
     delay: float | None
     attempted: bool
     suppresses: bool = False
+    lowers: Lowering | None = None
 
 
 def decide(
@@ -77,6 +75,9 @@ def decide(
     """None for a mail that was not begun: its row stays as it is. `age`: seconds since the first try that did not get it
     through; it then ends by time instead of by attempts, and what was the relay's failure alone is no attempt.
     """
+    if isinstance(delivery, Accepted):  # nearly all are, and they ask for nothing below
+        reply = delivery.reply
+        return Outcome(position, MailState.SENT, reply.code, reply.enhanced, reply.text, relay, None, True)
     meaning = classify(delivery.reply, delivery.stage) if isinstance(delivery, Refused) else None
     attempted = age is None or not _is_relay_failure(delivery, meaning)
     wait = meaning.wait if meaning else None
@@ -86,8 +87,6 @@ def decide(
     delay = retry.delay(attempts_so_far + 1 if attempted else 1, wait=wait, age=age)
     again = MailState.FAILED if delay is None else MailState.DEFERRED
     match delivery:
-        case Accepted(reply):
-            state = MailState.SENT
         case Refused(reply):
             state = _refused(meaning, again)
         case Lost(reason):
@@ -110,6 +109,7 @@ def decide(
         delay=delay if state is MailState.DEFERRED else None,
         attempted=attempted,
         suppresses=meaning is not None and meaning.suppresses,
+        lowers=lowering(reply, delivery.stage, meaning) if isinstance(delivery, Refused) and meaning else None,
     )
 
 

@@ -3,12 +3,15 @@
 import re
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
+
+from msgspec import Struct
 
 from core.reply_texts import GREYLISTED_FOR, Meaning, meaning_of, named_wait
 
 MAX_TEXT = 500
 
-_ENHANCED = re.compile(r"([245]\.\d{1,3}\.\d{1,3})(?=\s|$)")
+_ENHANCED = re.compile(r"[245]\.\d{1,3}\.\d{1,3}")
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f]+")
 
 
@@ -30,8 +33,7 @@ class About(StrEnum):
     RELAY = "relay"
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
+class Reply(Struct, frozen=True, gc=False):
     """`enhanced` is the code of RFC 3463 (`5.1.1`), which `text` does not repeat. Made by `parse_reply`."""
 
     code: int
@@ -69,9 +71,9 @@ def parse_reply(code: int, text: str) -> Reply:
     enhanced = None
     lines = []
     for line in text.encode("utf-8", "surrogateescape").decode("utf-8", "replace").splitlines():
-        found, said = _split(code, line)
+        found, said = _split(code, _said(line))
         enhanced = enhanced or found
-        lines.append(_said(said))
+        lines.append(said)
     return Reply(code, enhanced, " ".join(line for line in lines if line)[:MAX_TEXT])
 
 
@@ -191,11 +193,14 @@ def _keys(reply: Reply) -> list[str]:
 
 
 def _split(code: int, line: str) -> tuple[str | None, str]:
+    head, _, said = line.partition(" ")
+    return (head, said) if _is_enhanced(code, head) else (None, line)
+
+
+@lru_cache(maxsize=256)
+def _is_enhanced(code: int, word: str) -> bool:
     """RFC 2034: the class of the enhanced code is the reply's own first digit. Else it is only text."""
-    found = _ENHANCED.match(line)
-    if found and found[1][0] == str(code)[0]:
-        return found[1], line[found.end() :]
-    return None, line
+    return _ENHANCED.fullmatch(word) is not None and word[0] == str(code)[0]
 
 
 def _said(line: str) -> str:

@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 
@@ -67,6 +68,11 @@ class LimitSettings(_Group):
     limit_bulk_share: Annotated[float, Field(gt=0, le=1)] = 0.9
     limit_adaptive: bool = True
 
+    @property
+    def adapts(self) -> bool:
+        """Whether replies slow anything down."""
+        return self.rate_limit_enabled and self.limit_adaptive
+
 
 class ImportSettings(_Group):
     import_chunk_rows: Annotated[int, Field(ge=1, le=1000)] = 1000
@@ -95,6 +101,20 @@ class SendSettings(_Group):
         return DEFAULT
 
 
+class AttachmentSettings(_Group):
+    """Bytes: of one, and of all that a mail has."""
+
+    attachment_max_bytes: Annotated[int, Field(ge=1024, le=25 * 2**20)] = 10 * 2**20
+    attachments_max_bytes: Annotated[int, Field(ge=1024, le=50 * 2**20)] = 20 * 2**20
+
+
+class ProgressSettings(_Group):
+    """Of one API process: how many may listen to progress, in all and of one user."""
+
+    progress_listeners: Annotated[int, Field(ge=1, le=100_000)] = 2_000
+    progress_listeners_per_user: Annotated[int, Field(ge=1, le=100_000)] = 200
+
+
 class RelaysSettings(_Group):
     """Of relays that are rows. `secret_keys` is read by core/secrets.py."""
 
@@ -113,6 +133,39 @@ class RelaysSettings(_Group):
         return parse_keys(self.secret_keys.get_secret_value() if self.secret_keys else "")
 
 
+class DkimSettings(_Group):
+    """`dkim_lifetime` of a signature in seconds, 0: it has no end. `dkim_nameserver` is asked whether records are published."""
+
+    dkim_lifetime: Annotated[int, Field(ge=0, le=366 * 86_400)] = 0
+    dkim_nameserver: Annotated[str, Field(pattern=r"^[0-9A-Fa-f.:]+(#[0-9]{1,5})?$")] | None = None
+
+
+class UnsubscribeSettings(_Group):
+    """With neither, mails have no List-Unsubscribe. Links are signed by SECRET_KEYS: core/unsubscribe.py."""
+
+    public_url: Annotated[str, Field(pattern=r"^https?://[A-Za-z0-9._~%:/\[\]-]+$", max_length=200)] | None = None
+    unsubscribe_mailto: Annotated[str, Field(pattern=r"^[!-~]+@[!-~]+$", max_length=254)] | None = None
+
+    @field_validator("public_url")
+    @classmethod
+    def _begins_links(cls, url: str | None) -> str | None:
+        if url is not None and not _is_base(url):
+            raise ValueError("write it as https://host or https://host/path")
+        return None if url is None else url.rstrip("/")
+
+    @property
+    def links(self) -> str | None:
+        """What the links of mails begin with."""
+        return None if self.public_url is None else f"{self.public_url}/u/"
+
+
+class EventsSettings(_Group):
+    """What others are told. `webhook_private_addresses`: users' webhooks may be in our own network, and without TLS."""
+
+    events_enabled: bool = True
+    webhook_private_addresses: bool = False
+
+
 class ProcessSettings(_Group):
     queue_concurrency: Annotated[int, Field(ge=1, le=1000)] = 16
     log_level: Annotated[str, Field(pattern="^(debug|info|warning|error)$")] = "info"
@@ -126,8 +179,21 @@ class Settings(_Group):
     limits: LimitSettings = LimitSettings()
     imports: ImportSettings = ImportSettings()
     sending: SendSettings = SendSettings()
+    attachments: AttachmentSettings = AttachmentSettings()
+    progress: ProgressSettings = ProgressSettings()
     relays: RelaysSettings = RelaysSettings()
+    dkim: DkimSettings = DkimSettings()
+    unsubscribe: UnsubscribeSettings = UnsubscribeSettings()
+    events: EventsSettings = EventsSettings()
     process: ProcessSettings = ProcessSettings()
+
+
+def _is_base(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
 
 
 def groups() -> dict[str, type[_Group]]:

@@ -4,12 +4,15 @@ import re
 from collections.abc import Sequence, Set
 from datetime import UTC, date, datetime, timedelta
 from typing import Any, Final
+from uuid import UUID
 
 import msgspec
 from msgspec import Struct
 
 from core.addresses import Address, Refused, judge
+from core.attachments import check_attachments
 from core.errors import InvalidInput, Unusable
+from core.mail_headers import clean_headers
 from core.templates import compile_template, one_line
 from schemas.ids import MailId, SendId, UserId, daily_send_id, mail_id
 from schemas.messages import EmailTask, TaskSender, TaskTemplate
@@ -41,6 +44,7 @@ class NewMail(Struct, frozen=True, gc=False):
     content: str
     on_doubt: OnDoubt
     reason: str
+    attachments: tuple[UUID, ...] = ()
 
 
 class Judge:
@@ -58,7 +62,7 @@ class Judge:
             raise InvalidInput("email", "there is none", "missing")
         _storable("email", email)
         self._try(task.template)
-        sender = _checked(task.sender)
+        sender = checked_sender(task.sender)
         variables = _encode(task.variables).decode()
         if _nul(variables):
             raise InvalidInput("variables", _NUL)
@@ -80,16 +84,36 @@ class Judge:
             content=_encode({"template": task.template, "sender": sender}).decode(),
             on_doubt=task.on_doubt,
             reason=reason,
+            attachments=tuple(one.id for one in task.template.attachments),
         )
 
     def _try(self, template: TaskTemplate) -> None:
         text = _encode(template)
         if text in self._tried:
             return
-        for part in ("subject", "html", "text"):
-            _storable(f"template.{part}", getattr(template, part) or "")
-        compile_template(template.subject, template.html, template.text)
+        try_template(template)
         self._tried.add(text)
+
+
+def try_template(template: TaskTemplate) -> None:
+    """All of it but what its attachments are. Raises InvalidInput, its field a path in the mail."""
+    for part in ("subject", "html", "text"):
+        _storable(f"template.{part}", getattr(template, part) or "")
+    clean_headers(template.headers)
+    check_attachments(template.attachments, template.html)
+    compile_template(template.subject, template.html, template.text, template.missing_variables)
+
+
+def checked_sender(sender: TaskSender) -> dict[str, str]:
+    """As it is stored: addresses as they are written on the wire. Raises InvalidInput."""
+    if one_line(sender.name) != sender.name.strip():
+        raise InvalidInput("sender.name", "it has control characters", "control_characters")
+    checked = {"email": _address("sender.email", sender.email), "name": sender.name}
+    for name, field in (("reply_to", "replyTo"), ("sender", "sender"), ("return_path", "returnPath")):
+        given = getattr(sender, name)
+        if given is not None:
+            checked[name] = _address(f"sender.{field}", given)
+    return checked
 
 
 def unusable(error: InvalidInput) -> Unusable:
@@ -126,14 +150,6 @@ def first_of_each(mails: Sequence[NewMail], known: Set[MailId]) -> list[NewMail]
         if mail.id not in known:
             new.setdefault(mail.id, mail)
     return list(new.values())
-
-
-def _checked(sender: TaskSender) -> dict[str, str | None]:
-    """As it is stored: addresses as they are written on the wire."""
-    if one_line(sender.name) != sender.name.strip():
-        raise InvalidInput("sender.name", "it has control characters", "control_characters")
-    reply_to = None if sender.reply_to is None else _address("sender.replyTo", sender.reply_to)
-    return {"email": _address("sender.email", sender.email), "name": sender.name, "reply_to": reply_to}
 
 
 def _address(field: str, text: str) -> str:

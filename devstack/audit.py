@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import asyncpg
@@ -72,17 +72,23 @@ async def count_ledger(dsn: str, user_id: str) -> Ledger:
 def read_arrivals(sink_url: str) -> Arrivals:
     """Everything that has arrived since the sink was started or reset."""
     times, mails, foreign = [], Counter[tuple[str, int]](), 0
+    for time, mail in arrivals_in_order(sink_url):
+        times.append(time)
+        if mail is None:
+            foreign += 1
+        else:
+            mails[mail] += 1
+    return Arrivals(sorted(times), mails, foreign)
+
+
+def arrivals_in_order(sink_url: str) -> Iterator[tuple[float, tuple[str, int] | None]]:
+    """As they came: the epoch time and (send, position); None for what is not of the ledger's making."""
     with httpx.stream("GET", f"{sink_url}/arrivals", timeout=60) as response:
         response.raise_for_status()
         for line in response.iter_lines():
             time, message_id, _ = msgspec.json.decode(line)
-            times.append(time)
             known = parse_message_id(message_id or "")
-            if known is None:
-                foreign += 1
-            else:
-                mails[known[0].hex, known[1]] += 1
-    return Arrivals(sorted(times), mails, foreign)
+            yield time, None if known is None else (known[0].hex, known[1])
 
 
 def over_limit(times: Sequence[float], rate: float, burst: int) -> int:

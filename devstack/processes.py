@@ -22,6 +22,7 @@ PROCESSES = (
     Process("progress", ("-m", "streams", "worker", "progress")),
     Process("release", ("-m", "streams", "release")),
     Process("maintenance", ("-m", "streams", "maintenance")),
+    Process("webhooks", ("-m", "streams", "webhooks")),
 )
 BEFORE = (("-m", "streams", "migrate"), ("-m", "streams", "topics"))
 KEY = ("-m", "streams", "key", "--scope", "service", "--name", "up")
@@ -86,6 +87,10 @@ class Processes:
                 life.launch()
                 life.comeback.reborn()
                 say(f"{life.process.name} started again, pid {life.now.pid}")
+
+    def all_ready(self) -> bool:
+        """Each of them lives and has found its place."""
+        return all(life.alive and life.is_ready() for life in self._lives)
 
     def names(self) -> list[str]:
         return [life.process.name for life in self._lives]

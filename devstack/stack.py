@@ -1,5 +1,7 @@
 """All four servers together."""
 
+import base64
+import os
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -43,6 +45,7 @@ class Stack:
                 self._erase_data()
             port = settle(ports, self.home / "ports.json")
             self.api_port = port["api"]
+            self._secret_keys = _secret_keys(self.home / "secret-keys")
             self.kafka = Kafka(self.home / "kafka", port["kafka"])
             self.postgres = Postgres(self.home / "postgres", port["postgres"], database=database, durable=durable)
             self.valkey = Valkey(self.home / "valkey", port["valkey"])
@@ -61,7 +64,10 @@ class Stack:
             "REDIS_PORT": str(self.valkey.port),
             "SMTP_HOST": self.sink.host,
             "SMTP_PORT": str(self.sink.port),
+            "SECRET_KEYS": self._secret_keys,
+            "PUBLIC_URL": f"http://127.0.0.1:{self.api_port}",
             "RELAY_PRIVATE_ADDRESSES": "true",
+            "WEBHOOK_PRIVATE_ADDRESSES": "true",
             "SINK_URL": self.sink.control_url,
         }
 
@@ -120,3 +126,11 @@ class Stack:
                 for server in self.servers:
                     server.give_up()
                 raise
+
+
+def _secret_keys(file: Path) -> str:
+    """As lasting as the data: what was signed and encrypted with them is in it."""
+    if not file.exists():
+        file.touch(mode=0o600)
+        file.write_text(f"devstack:{base64.b64encode(os.urandom(32)).decode()}")
+    return file.read_text()

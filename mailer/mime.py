@@ -3,12 +3,11 @@
 import binascii
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import format_datetime
-from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from email_validator import EmailNotValidError, validate_email
@@ -16,41 +15,42 @@ from email_validator import EmailNotValidError, validate_email
 from core.errors import InvalidInput
 from core.message_ids import message_id
 from core.templates import Rendered, RenderFailed, Template, one_line
+from core.unsubscribe import Unsubscribe
+from mailer.attachments import Attachment, base64_lines, frame
+from mailer.headers import ATOMS, header_lines, mailbox, unstructured
+from schemas.states import Lane
 
-_ATOMS = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+"
-_PLAIN_ADDRESS = re.compile(rf"{_ATOMS}(?:\.{_ATOMS})*@[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)*")
-_PLAIN_PHRASE = re.compile(rf"{_ATOMS}(?: {_ATOMS})*")
-_PRINTABLE = re.compile(r"[ -~]*")
-
-_FOLD = "\r\n "
-_LINE = 76
-_WORD_BYTES = 39
-"""Of UTF-8 in one encoded word: 52 in base64, 64 with its frame, so that a header's name goes before it in a line."""
+_is_plain_address = re.compile(rf"{ATOMS}(?:\.{ATOMS})*@[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)*").fullmatch
 _MAX_ADDRESS = 254
 _MAX_BODY_LINE = 998
-_PLAIN_BYTES = bytes([0x09, 0x0A, *range(0x20, 0x7F)])
 
 
 @dataclass(frozen=True, slots=True)
 class Sender:
-    """Header From and envelope sender. Raises InvalidInput."""
+    """`email` is the header From; `return_path` the envelope sender, without which it is `email`; `sender` the header Sender,
+    of who sends in the name of somebody else. Raises InvalidInput.
+    """
 
     email: str
     name: str
     reply_to: str | None = None
+    sender: str | None = None
+    return_path: str | None = None
 
     def __post_init__(self) -> None:
         _address("sender.email", self.email)
-        if self.reply_to is not None:
-            _address("sender.reply_to", self.reply_to)
+        for field in ("reply_to", "sender", "return_path"):
+            address = getattr(self, field)
+            if address is not None:
+                _address(f"sender.{field}", address)
         if one_line(self.name) != self.name.strip():
             raise InvalidInput("sender.name", "has control characters", "control_characters")
 
 
-@dataclass(frozen=True, slots=True)
-class Envelope:
-    """A mail ready for the wire. `content` has CRLF line ends, one at its end, and no dots stuffed. Addresses have
-    their domain as A-labels; with `smtputf8` something in the addresses or headers is not ASCII (RFC 6531).
+class Envelope(NamedTuple):
+    """A mail ready for the wire: `content`, and behind it `tail`, which all mails of the send share and nobody copies. Both
+    have CRLF line ends, one at the end, and no dots stuffed; of the tail, which is ASCII, no line begins with one. Addresses
+    have their domain as A-labels; with `smtputf8` something in the addresses or headers is not ASCII (RFC 6531).
     """
 
     position: int
@@ -59,31 +59,59 @@ class Envelope:
     message_id: str
     content: bytes
     smtputf8: bool
+    tail: bytes = b""
 
 
 class CompiledMail:
     """Made by `compile_mail`."""
 
-    __slots__ = ("_boundary", "_domain", "_head", "_send_id", "_sender", "_template")
+    __slots__ = (
+        "_before", "_domain", "_end", "_envelope_sender", "_from_to", "_head", "_mail_id", "_mark", "_middle", "_second",
+        "_tail", "_template", "_unsubscribe",
+    )  # fmt: skip
 
-    def __init__(self, send_id: UUID, template: Template, sender: Sender) -> None:
-        self._send_id = send_id
+    def __init__(
+        self,
+        send_id: UUID,
+        template: Template,
+        sender: Sender,
+        lane: Lane,
+        headers: Mapping[str, str],
+        attachments: Sequence[Attachment],
+        unsubscribe: Unsubscribe | None,
+    ) -> None:
+        self._unsubscribe = unsubscribe
         self._template = template
-        self._sender = _address("sender.email", sender.email)
-        self._domain = self._sender.rpartition("@")[2]
+        email = _address("sender.email", sender.email)
+        self._envelope_sender = _address("sender.return_path", sender.return_path or email)
+        self._domain = email.rpartition("@")[2]
+        self._second, self._head = 0, ""
+        # Up to the position, and from its "@" on.
+        self._mail_id = message_id(send_id, 0, self._domain).split("0@")
+        self._from_to = "\r\n".join([*_sender_lines(sender, email), *_lane_lines(lane), *header_lines(headers), "To: "])
         # "=_" is in no quoted-printable or base64 text (RFC 2045, 6.7), and `_encoded` keeps it out of plain ones.
-        self._boundary = f"=_{send_id.hex}"
-        lines = [f"From: {_mailbox(sender.name, self._sender)}"]
-        if sender.reply_to is not None:
-            lines.append(f"Reply-To: {_address('sender.reply_to', sender.reply_to)}")
-        # Keeps vacation replies away (RFC 3834, section 2), without saying that no person stands behind it.
-        lines += ["Precedence: bulk", "MIME-Version: 1.0"]
-        self._head = "\r\n".join(lines)
+        boundary = f"=_{send_id.hex}"
+        self._mark = boundary if attachments or (template.has_html and template.has_text) else None
+        body_type = "text/html" if template.has_html else "text/plain"
+        self._middle, self._end = b"", b"\r\n"
+        alternative = b""
+        if template.has_html and template.has_text:
+            body_type = "multipart/alternative"
+            mark = f"{boundary}a".encode()
+            alternative = b'Content-Type: multipart/alternative; boundary="%b"\r\n\r\n--%b\r\n' % (mark, mark)
+            self._middle, self._end = b"\r\n--%b\r\n" % mark, b"\r\n--%b--\r\n" % mark
+        around = frame(attachments, boundary, body_type)
+        self._before, self._tail = around.before + alternative, around.behind
 
     @property
     def sending_domain(self) -> str:
-        """Of the envelope sender, as limits name it."""
+        """Of header From, as limits name it."""
         return self._domain.lower()
+
+    @property
+    def size(self) -> int:
+        """Bytes that its mails share."""
+        return len(self._tail)
 
     def build(
         self, position: int, email: str, name: str | None, variables: Mapping[str, Any], recipient_id: str | None
@@ -91,53 +119,75 @@ class CompiledMail:
         """`email`, `name` and `id` are variables of the template, too, before those of the same name in `variables`.
         Raises RenderFailed.
         """
-        recipient = _recipient(email)
-        rendered = self._template.render(_variables(email, name, variables, recipient_id))
-        mail_id = message_id(self._send_id, position, self._domain)
+        recipient = email if len(email) <= _MAX_ADDRESS and _is_plain_address(email) else _recipient(email)
+        known = _variables(email, name, variables, recipient_id)
+        list_headers = "" if self._unsubscribe is None else self._unsubscribe.into(position, known)
+        rendered = self._template.render(known)
+        second = int(time.time())
+        if second != self._second:
+            date = format_datetime(datetime.fromtimestamp(second, UTC))
+            self._second, self._head = second, f"Date: {date}\r\n{self._from_to}"
+        before, domain = self._mail_id
+        mail_id = f"{before}{position}@{domain}"
         head = (
-            f"{self._head}\r\nTo: {_mailbox(name or '', recipient)}\r\nSubject: {_unstructured(rendered.subject)}"
-            f"\r\nDate: {_date(int(time.time()))}\r\nMessage-ID: {mail_id}\r\n"
+            f"{self._head}{mailbox(name or '', recipient)}\r\nSubject: {unstructured(rendered.subject)}"
+            f"\r\nMessage-ID: {mail_id}\r\n{list_headers}"
         )
-        return Envelope(
-            position=position,
-            sender=self._sender,
-            recipient=recipient,
-            message_id=mail_id,
-            content=head.encode() + self._body(rendered),
-            smtputf8=not head.isascii(),
-        )
+        content = b"".join((head.encode(), self._before, *self._body(rendered), self._end))
+        return Envelope(position, self._envelope_sender, recipient, mail_id, content, not head.isascii(), self._tail)
 
-    def _body(self, rendered: Rendered) -> bytes:
-        text = None if rendered.text is None else self._part("plain", rendered.text)
-        html = None if rendered.html is None else self._part("html", rendered.html)
-        if text is None or html is None:
-            return (text or html or b"") + b"\r\n"
-        mark = self._boundary.encode()
-        return b"".join((
-            b'Content-Type: multipart/alternative; boundary="', mark, b'"\r\n\r\n--',
-            mark, b"\r\n", text, b"\r\n--", mark, b"\r\n", html, b"\r\n--", mark, b"--\r\n",
-        ))  # fmt: skip
-
-    def _part(self, subtype: str, body: str) -> bytes:
-        encoding, data = _encoded(body, self._boundary)
-        head = f'Content-Type: text/{subtype}; charset="utf-8"\r\nContent-Transfer-Encoding: {encoding}\r\n\r\n'
-        return head.encode() + data
+    def _body(self, rendered: Rendered) -> tuple[bytes, ...]:
+        if rendered.html is None:
+            return _part(_PLAIN_HEADS, rendered.text or "", self._mark)
+        html = _part(_HTML_HEADS, rendered.html, self._mark)
+        if rendered.text is None:
+            return html
+        return *_part(_PLAIN_HEADS, rendered.text, self._mark), self._middle, *html
 
 
-def compile_mail(send_id: UUID, template: Template, sender: Sender) -> CompiledMail:
-    """Once a send; `build` then makes its mails, in any order and in any process, the same but for their Date."""
-    return CompiledMail(send_id, template, sender)
+def compile_mail(
+    send_id: UUID,
+    template: Template,
+    sender: Sender,
+    *,
+    lane: Lane = Lane.CAMPAIGN,
+    headers: Mapping[str, str] | None = None,
+    attachments: Sequence[Attachment] = (),
+    unsubscribe: Unsubscribe | None = None,
+) -> CompiledMail:
+    """Once a send; `build` then makes its mails, in any order and in any process, the same but for their Date. Takes its time
+    with large attachments: 7 to 11 ms a MB. Raises InvalidInput.
+    """
+    return CompiledMail(send_id, template, sender, lane, headers or {}, attachments, unsubscribe)
+
+
+def _sender_lines(sender: Sender, email: str) -> list[str]:
+    lines = [f"From: {mailbox(sender.name, email)}"]
+    if sender.sender is not None and sender.sender != sender.email:  # RFC 5322, 3.6.2
+        lines.append(f"Sender: {_address('sender.sender', sender.sender)}")
+    if sender.reply_to is not None:
+        lines.append(f"Reply-To: {_address('sender.reply_to', sender.reply_to)}")
+    return lines
+
+
+def _lane_lines(lane: Lane) -> list[str]:
+    """Both keep vacation replies away (RFC 3834): of bulk mail without saying that no person stands behind it."""
+    return ["Auto-Submitted: auto-generated" if lane is Lane.TRANSACTIONAL else "Precedence: bulk", "MIME-Version: 1.0"]
 
 
 def _variables(email: str, name: str | None, variables: Mapping[str, Any], recipient_id: str | None) -> dict[str, Any]:
-    known = {"email": email, "name": name or None, "id": recipient_id}
-    return {**variables, **{key: value for key, value in known.items() if value is not None}}
+    known = {**variables, "email": email}
+    if name:
+        known["name"] = name
+    if recipient_id is not None:
+        known["id"] = recipient_id
+    return known
 
 
 def _address(field: str, email: str) -> str:
     """The address with its domain as A-labels, so that only a local part can have other than ASCII."""
     # The library takes 25 times as long, and refuses domains like `test` that a private relay may well know.
-    if len(email) <= _MAX_ADDRESS and _PLAIN_ADDRESS.fullmatch(email):
+    if len(email) <= _MAX_ADDRESS and _is_plain_address(email):
         return email
     try:
         parsed = validate_email(email, check_deliverability=False)
@@ -153,89 +203,60 @@ def _recipient(email: str) -> str:
         raise RenderFailed(str(error)) from error
 
 
-def _mailbox(name: str, email: str) -> str:
-    """RFC 5322 name-addr, folded. The result follows "From: " or "To: "."""
-    name = one_line(name)
-    if not name:
-        return email
-    phrase = _phrase(name)
-    last_line = len(phrase) - phrase.rfind("\n") + len("From: ")
-    return f"{phrase}{' ' if last_line + len(email) < _LINE else _FOLD}<{email}>"
+def _heads(subtype: str) -> dict[str, bytes]:
+    """By encoding."""
+    return {
+        encoding: (
+            f'Content-Type: text/{subtype}; charset="utf-8"\r\nContent-Transfer-Encoding: {encoding}\r\n\r\n'.encode()
+        )
+        for encoding in ("7bit", "quoted-printable", "base64")
+    }
 
 
-def _phrase(name: str) -> str:
-    if len(name) > _LINE - len("From: ") - 2 or "=?" in name or not _PRINTABLE.fullmatch(name):
-        return _encoded_words(name)
-    if _PLAIN_PHRASE.fullmatch(name):
-        return name
-    quoted = name.replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{quoted}"'
+_PLAIN_HEADS = _heads("plain")
+_HTML_HEADS = _heads("html")
 
 
-def _unstructured(text: str) -> str:
-    """RFC 5322 unstructured, folded. `text` is one line (`one_line`). The result follows "Subject: "."""
-    if "=?" in text or not _PRINTABLE.fullmatch(text):
-        return _encoded_words(text)
-    if len(text) <= _LINE - len("Subject: "):
-        return text
-    # Folding at single spaces gives them back exactly; what has others, or a long word, is encoded instead.
-    words = text.split(" ")
-    if max(map(len, words)) > _LINE // 2 or not all(words):
-        return _encoded_words(text)
-    return _folded(words)
+def _part(heads: Mapping[str, bytes], body: str, mark: str | None) -> tuple[bytes, bytes]:
+    encoding, data = _encoded(body, mark)
+    return heads[encoding], data
 
 
-def _folded(words: list[str]) -> str:
-    lines = [""]
-    room = _LINE - len("Subject: ")
-    for word in words:
-        if len(lines[-1]) + 1 + len(word) > room:
-            lines.append(word)
-            room = _LINE
-        else:
-            lines[-1] += f" {word}" if lines[-1] else word
-    return _FOLD.join(lines)
-
-
-def _encoded_words(text: str) -> str:
-    """RFC 2047, whole characters in each word."""
-    data = text.encode("utf-8", "replace")
-    words = []
-    start = 0
-    while start < len(data):
-        end = start + _WORD_BYTES
-        while end < len(data) and data[end] & 0xC0 == 0x80:
-            end -= 1
-        words.append(f"=?utf-8?b?{binascii.b2a_base64(data[start:end], newline=False).decode()}?=")
-        start = end
-    return _FOLD.join(words)
-
-
-def _encoded(body: str, boundary: str) -> tuple[str, bytes]:
-    """Content-Transfer-Encoding and the bytes, CRLF line ends. 8bit is never used: no relay has to be asked for it."""
+def _encoded(body: str, mark: str | None) -> tuple[str, bytes]:
+    """Content-Transfer-Encoding and the bytes, CRLF line ends. 8bit is never used: no relay has to be asked for it. `mark` is
+    what boundaries begin with, where there are any.
+    """
     if "\r" in body:
         body = body.replace("\r\n", "\n").replace("\r", "\n")
     data = body.encode("utf-8", "replace")
-    if body.isascii() and _is_plain(body, data) and boundary not in body:
+    if len(data) == len(body) and _is_plain(body) and (mark is None or mark not in body):
         return "7bit", data.replace(b"\n", b"\r\n")
     # Bytes beyond one for each character: with many, base64 is the shorter one.
     if (len(data) - len(body)) * 8 > len(data):
-        return "base64", _base64(data.replace(b"\n", b"\r\n"))
+        return "base64", base64_lines(data.replace(b"\n", b"\r\n"))
     return "quoted-printable", binascii.b2a_qp(data).replace(b"\n", b"\r\n")
 
 
-def _is_plain(body: str, data: bytes) -> bool:
-    """Nothing but printable ASCII in lines that SMTP carries (RFC 5321, 4.5.3.1.6)."""
-    if data.translate(None, _PLAIN_BYTES):
+def _is_plain(body: str) -> bool:
+    """Of ASCII: whether it goes as it is. That is without NUL (RFC 2045, 2.7), what programs take for the end of a line or of
+    a file, and what terminals obey, in lines that SMTP carries (RFC 5321, 4.5.3.1.6).
+    """
+    # One by one: each is 40 ns, where one search for all of them takes 15 us.
+    if (
+        "\0" in body
+        or "\x0b" in body
+        or "\x0c" in body
+        or "\x1a" in body
+        or "\x1b" in body
+        or "\x1c" in body
+        or "\x1d" in body
+        or "\x1e" in body
+    ):
         return False
-    return len(body) <= _MAX_BODY_LINE or max(map(len, body.split("\n"))) <= _MAX_BODY_LINE
-
-
-def _base64(data: bytes) -> bytes:
-    text = binascii.b2a_base64(data, newline=False)
-    return b"\r\n".join([text[start : start + _LINE] for start in range(0, len(text), _LINE)])
-
-
-@lru_cache(maxsize=4)
-def _date(second: int) -> str:
-    return format_datetime(datetime.fromtimestamp(second, UTC))
+    # From line end to line end, as far as one can see: a fifth of what splitting takes.
+    start, last = 0, len(body) - _MAX_BODY_LINE
+    while start < last:
+        start = body.rfind("\n", start, start + _MAX_BODY_LINE + 1) + 1
+        if start == 0:
+            return False
+    return True

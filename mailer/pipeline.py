@@ -46,10 +46,13 @@ _COMMANDS: Final[tuple[Step, ...]] = (_MAIL, _RCPT, _DATA)
 
 
 class Mail(NamedTuple):
-    """`commands` are MAIL, RCPT and DATA, a line each; `content` has its dots stuffed and CRLF at its end."""
+    """`commands` are MAIL, RCPT and DATA, a line each; `content` has its dots stuffed and CRLF at its end, and so has `tail`,
+    which goes behind it.
+    """
 
     commands: bytes
     content: bytes
+    tail: bytes = b""
 
 
 class Pipeline(asyncio.Protocol):
@@ -86,8 +89,9 @@ class Pipeline(asyncio.Protocol):
         self._ahead = False
         self._refused: Refused | None = None
         self._dotted = False
-        # Large content on its way.
+        # Large content on its way, and what goes behind it.
         self._rest: memoryview | None = None
+        self._tail = b""
         self._paused = False
         # One timer for all: it looks at a deadline that moves on without it.
         self._deadline = 0.0
@@ -366,16 +370,18 @@ class Pipeline(asyncio.Protocol):
 
     def _write_content(self) -> None:
         self._awaited.append(_CONTENT)
-        content = self._mails[len(self._deliveries)].content
-        if len(content) <= WHOLE:
-            self._write_dot(content)
+        mail = self._mails[len(self._deliveries)]
+        if len(mail.content) + len(mail.tail) <= WHOLE:
+            self._write_dot(mail.content + mail.tail)
         else:
-            self._rest = memoryview(content)
+            self._rest, self._tail = memoryview(mail.content), mail.tail
             self._write_on()
 
     def _write_on(self) -> None:
         while self._rest and not self._paused and self.usable:
             block, self._rest = self._rest[:WHOLE], self._rest[WHOLE:]
+            if not self._rest and self._tail:  # not copied: all mails of a send share it
+                self._rest, self._tail = memoryview(self._tail), b""
             self._transport.write(block)
         if not self._rest and not self._paused:
             self._rest = None

@@ -66,6 +66,7 @@ class LiveRelay:
     """When somebody got a connection, or gave one back."""
     in_use: int = 0
     _proven: bool = False
+    _suspended_at: float = 0.0
     _closed: bool = False
     _pool: Connections | None = None
     _probing: asyncio.Task[None] | None = None
@@ -134,7 +135,8 @@ class LiveRelay:
             raise
         self._proven = True
         if not self.breaker.closed:
-            log.info("a relay is back", relay=self.relay.name, user_id=self.relay.user_id)
+            away = round(time.monotonic() - self._suspended_at, 1)
+            log.warning("a relay is back", relay=self.relay.name, user_id=self.relay.user_id, away_for=away)
         self.breaker.succeeded()
         return connection
 
@@ -152,6 +154,7 @@ class LiveRelay:
         was_closed = self.breaker.closed
         self.breaker.failed(error, at_once=at_once)
         if was_closed and not self.breaker.closed:
+            self._suspended_at = time.monotonic()
             log.warning("a relay is suspended", relay=self.relay.name, user_id=self.relay.user_id, error=error)
             self._probing = asyncio.create_task(self._probe(), name=f"probe {self.relay.name}")
 

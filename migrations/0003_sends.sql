@@ -78,7 +78,7 @@ CREATE INDEX campaign_send_batches_open ON campaign_send_batches (user_id, send_
 CREATE INDEX campaign_send_batches_released ON campaign_send_batches (released_at)
   WHERE state = 'released';  -- release.sql: batches_to_publish
 CREATE INDEX campaign_send_batches_claimed ON campaign_send_batches (worker)
-  WHERE state = 'claimed';  -- workers.sql: rescue_batches
+  WHERE state = 'claimed';  -- workers.sql: rescue_batches; batches.sql: old_claims
 CREATE INDEX campaign_send_batches_ended ON campaign_send_batches USING brin (done_at);  -- limits.sql: mails_by_user, mails_by_sending_domain, mails_by_recipient_domain, mails_by_relay
 CREATE INDEX campaign_send_batches_unannounced ON campaign_send_batches (done_at)
   WHERE done_at IS NOT NULL AND announced_at IS NULL;  -- batches.sql: unannounced_batches
@@ -97,6 +97,7 @@ CREATE TABLE email_sends (
   name           text NOT NULL DEFAULT '',
   variables      jsonb NOT NULL DEFAULT '{}',
   content        jsonb,             -- of a single mail: its template and sender
+  mail_id        uuid,              -- of a single mail: its public id
   state          text NOT NULL DEFAULT 'queued'
                  CHECK (state IN ('queued', 'deferred', 'sent', 'bounced', 'failed', 'unknown', 'suppressed',
                                   'duplicate', 'invalid', 'cancelled')),
@@ -112,6 +113,11 @@ CREATE TABLE email_sends (
   reply          text,
   relay          text,
   history        jsonb,             -- the attempts before it, the first one first
+  -- What was told of it after it had been handed over. The state stays.
+  bounced_at     timestamptz,
+  bounce_class   text CHECK (bounce_class IN ('hard', 'soft')),
+  bounce_reason  text,
+  complained_at  timestamptz,
   PRIMARY KEY (send_id, position)   -- batches.sql: read_batch, write_outcomes
 ) PARTITION BY RANGE (send_id);
 CREATE INDEX email_sends_due ON email_sends (send_id, due_at) WHERE due_at IS NOT NULL;  -- release.sql: release_due, finish_sends
@@ -136,6 +142,7 @@ CREATE TABLE suppressions (
   created_at  timestamptz NOT NULL DEFAULT now(),
   PRIMARY KEY (user_id, email_key)
 );
+CREATE INDEX suppressions_erased ON suppressions (user_id) WHERE reason = 'erased';  -- batches.sql: read_batch, read_positions
 
 -- What stands for an erased address, of one user: nobody can tell whose it was, and the same address is known when it comes
 -- again. The key is the database's own, so that no process can have another one and write to somebody who was erased.
@@ -149,6 +156,18 @@ INSERT INTO privacy_key (key) VALUES (sha256(uuid_send(gen_random_uuid()) || uui
 -- STABLE, as convert_to is: so it is inlined into the statements that ask.
 CREATE FUNCTION erased_key(key bytea, user_id text, email_key text) RETURNS text LANGUAGE sql STABLE
 RETURN 'erased:' || encode(sha256(key || sha256(key || convert_to(user_id || E'\n' || email_key, 'UTF8'))), 'hex');
+
+-- Why an address must not be written to by a user, if so: suppressed for this user or for everybody, as such or erased. STABLE and
+-- one SELECT, so that it is inlined. The keys are a SELECT of their own, so that they are made once for each address and not for
+-- each suppression that is looked at (measured: 1,000 us a mail beside 600 of them).
+CREATE FUNCTION suppressed_by(user_id text, email_key text) RETURNS TABLE (reason text) LANGUAGE sql STABLE
+BEGIN ATOMIC
+  SELECT x.reason FROM suppressions x
+  WHERE x.user_id IN ($1, '')
+    AND x.email_key = ANY ((SELECT CASE
+      WHEN (SELECT true FROM suppressions e WHERE e.user_id = $1 AND e.reason = 'erased' LIMIT 1)
+      THEN ARRAY[$2, erased_key((SELECT k.key FROM privacy_key k), $1, $2)] ELSE ARRAY[$2] END)::text[]);
+END;
 
 -- Proof that an address was erased. Where it has no end it broke off.
 CREATE TABLE erasures (

@@ -15,8 +15,8 @@ import msgspec
 from msgspec import Struct
 
 from schemas import headers
-from schemas.messages import KINDS, VERSION, EmailTask, UpstreamLead
-from schemas.topics import CATALOGUE, DLQS, EMAILS_TASKS, EMAILS_TRANSACTIONAL, LEADS_UPSTREAM, Topic
+from schemas.messages import KINDS, VERSION, EmailTask, LeadEvents, MailEvents, MailOutcomes, UpstreamLead
+from schemas.topics import CATALOGUE, DLQS, EMAILS_TASKS, EMAILS_TRANSACTIONAL, EVENTS, LEADS_UPSTREAM, Topic
 
 FOLDER: Final = Path(__file__).parents[1] / "docs" / "contracts"
 ASYNCAPI: Final = "asyncapi.json"
@@ -92,14 +92,17 @@ def _channel(topic: Topic) -> Document:
         "description": f"Key: {topic.key}. Read by: {topic.read_by}.",
         "messages": {name: {"$ref": f"#/components/messages/{name}"} for name in names},
         "bindings": {"kafka": {**partitions, "topicConfiguration": settings, "bindingVersion": "0.5.0"}},
-    } | ({} if topic in WRITTEN_BY_OTHERS else {"x-internal": True})
+    } | ({} if topic in WRITTEN_BY_OTHERS or topic in EVENTS else {"x-internal": True})
 
 
 def _operation(topic: Topic) -> Document:
+    also = () if topic in WRITTEN_BY_OTHERS else topic.also  # what we put among theirs they do not write
     return {
         "action": "receive" if topic in WRITTEN_BY_OTHERS else "send",
         "channel": {"$ref": f"#/channels/{_id(topic)}"},
-        "messages": [{"$ref": f"#/channels/{_id(topic)}/messages/{_message_name(topic)}"}],
+        "messages": [
+            {"$ref": f"#/channels/{_id(topic)}/messages/{name}"} for name in (_message_name(topic), *also)
+        ],
     }
 
 
@@ -108,7 +111,7 @@ def _message(kind: type[Struct]) -> Document:
     return {
         "name": kind.__name__,
         "payload": {"$ref": f"#/components/schemas/{kind.__name__}"},
-    } | (key if kind in (UpstreamLead, EmailTask) else {})
+    } | (key if kind in (UpstreamLead, EmailTask, MailOutcomes, MailEvents, LeadEvents) else {})
 
 
 def _dead_letter() -> Document:

@@ -102,6 +102,13 @@ class OnDoubt(StrEnum):
     SKIP = "skip"
 
 
+class MissingVariables(StrEnum):
+    """What becomes of a mail whose template reads a variable that the recipient does not have."""
+
+    LENIENT = "lenient"
+    STRICT = "strict"
+
+
 class OperationKind(StrEnum):
     IMPORT = "import"
     SEND = "send"
@@ -115,6 +122,55 @@ class SuppressionReason(StrEnum):
     BOUNCE = "bounce"
     MANUAL = "manual"
     ERASED = "erased"
+
+
+class FeedbackType(StrEnum):
+    """What a source tells of a mail after it was handed over. `delayed`: it is still being tried."""
+
+    BOUNCE = "bounce"
+    COMPLAINT = "complaint"
+    DELAYED = "delayed"
+
+
+class BounceClass(StrEnum):
+    """`hard`: there is no such mailbox, and will not be. `soft`: this mail did not arrive, another may."""
+
+    HARD = "hard"
+    SOFT = "soft"
+
+
+class UnsubscribeEvent(StrEnum):
+    """What a recipient did by the link of a mail."""
+
+    UNSUBSCRIBED = "unsubscribed"
+    RESUBSCRIBED = "resubscribed"
+
+
+class EventType(StrEnum):
+    """What others are told of a mail, on emails.events, and of a chunk of an import, on leads.events."""
+
+    SENT = "sent"
+    DEFERRED = "deferred"
+    BOUNCED = "bounced"
+    FAILED = "failed"
+    UNKNOWN = "unknown"
+    SUPPRESSED = "suppressed"
+    CANCELLED = "cancelled"
+    BOUNCED_AFTER_SENT = "bounced_after_sent"
+    COMPLAINED = "complained"
+    UNSUBSCRIBED = "unsubscribed"
+    RESUBSCRIBED = "resubscribed"
+    CHUNK_DONE = "chunk_done"
+    CHUNK_DEAD = "chunk_dead"
+    CHUNK_CANCELLED = "chunk_cancelled"
+
+
+class WebhookState(StrEnum):
+    """`paused` by its owner; `disabled` because it took nothing for a day, or said that it is gone."""
+
+    ACTIVE = "active"
+    PAUSED = "paused"
+    DISABLED = "disabled"
 
 
 class LimitName(StrEnum):
@@ -141,12 +197,42 @@ class RelayTls(StrEnum):
     IMPLICIT = "implicit"
 
 
+class DkimState(StrEnum):
+    """Of a key that mails are signed with. What is pending signs nothing yet; what is retiring, nothing any more."""
+
+    PENDING = "pending"
+    ACTIVE = "active"
+    RETIRING = "retiring"
+
+
+class DkimAlgorithm(StrEnum):
+    """As the tags k= and a= call it (RFC 6376, RFC 8463)."""
+
+    RSA = "rsa"
+    ED25519 = "ed25519"
+
+
+class DkimCanonicalization(StrEnum):
+    """Of headers and body, as the tag c= has it."""
+
+    RELAXED = "relaxed/relaxed"
+    SIMPLE_BODY = "relaxed/simple"
+
+
 class KeyScope(StrEnum):
     """A user key acts for its own user, a service key for any, an admin key for any and on the system."""
 
     USER = "user"
     SERVICE = "service"
     ADMIN = "admin"
+
+
+class DeadLetterState(StrEnum):
+    """Of a mail that is retried the dead letter is replayed. What was erased is never replayed."""
+
+    OPEN = "open"
+    REPLAYED = "replayed"
+    ERASED = "erased"
 
 
 class ErrorKind(StrEnum):

@@ -80,6 +80,25 @@ PROGRESS_EVENTS = Topic(
     retention=timedelta(days=7),
     read_by="worker progress",
 )
+EMAILS_EVENTS = Topic(
+    name="emails.events",
+    key="user id",
+    message="MailOutcomes",
+    also=("MailEvents",),  # what is told of single mails: feedback, unsubscribes
+    retention=timedelta(days=7),
+    broker_time=True,
+    read_by="other systems, webhooks",
+)
+LEADS_EVENTS = Topic(
+    name="leads.events",
+    key="user id",
+    message="LeadEvents",
+    retention=timedelta(days=7),
+    broker_time=True,
+    read_by="other systems, webhooks",
+)
+EVENTS = (EMAILS_EVENTS, LEADS_EVENTS)
+"""What we tell others. Only we write them, so there are no dead letters of them."""
 SOURCES = (LEADS_CHUNKS, LEADS_UPSTREAM, EMAILS_BATCHES, EMAILS_TASKS, EMAILS_TRANSACTIONAL, PROGRESS_EVENTS)
 
 PROGRESS_TABLE = "progress"
@@ -96,6 +115,7 @@ def _dead_letters_of(topic: Topic) -> Topic:
         retention=timedelta(days=30),
         partitions=1,
         max_bytes=topic.max_bytes + DLQ_HEADROOM_BYTES,
+        also=("FailedMail",) if topic in (EMAILS_BATCHES, EMAILS_TRANSACTIONAL) else (),
         read_by="worker progress",
     )
 
@@ -109,4 +129,4 @@ CHANGELOG = Topic(
     compacted=True,
     read_by="worker progress",
 )
-CATALOGUE = (*SOURCES, *DLQS, CHANGELOG)
+CATALOGUE = (*SOURCES, *DLQS, CHANGELOG, *EVENTS)

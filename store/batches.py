@@ -1,12 +1,16 @@
 """Batches in a worker's hands: claim, read, outcome, return. Every write requires the claim's worker and epoch."""
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+from uuid import UUID
+
+from msgspec import Struct
 
 from core.outcomes import Outcome
 from schemas.ids import BatchId, IncarnationId, SendId, UserId
-from schemas.messages import BatchPointer
+from schemas.messages import BatchPointer, MailOutcome
 from schemas.states import Lane, OnDoubt, SendState
 from store.postgres import Connection
 from store.queries import SQL
@@ -33,8 +37,7 @@ class Batch:
     """The one its send names."""
 
 
-@dataclass(frozen=True, slots=True)
-class Mail:
+class Mail(Struct, frozen=True, gc=False):
     """A row still to do. `variables` is JSON text, and so is `content`, a single mail's template and sender. `failing_for`:
     seconds since the first try that did not get it through. `stopped`: the address is suppressed by now.
     """
@@ -49,11 +52,14 @@ class Mail:
     attempts: int
     failing_for: float
     stopped: bool
+    mail_id: UUID | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class BatchEnd:
-    """What became of a batch's mails over all its epochs. `retried` of them had been deferred before."""
+    """What became of a batch's mails over all its epochs. `retried` of them had been deferred before. `outcomes`: what others
+    are told of each, where whoever ended it knows that of all of them.
+    """
 
     id: BatchId
     send_id: SendId
@@ -68,6 +74,13 @@ class BatchEnd:
     deferred: int
     retried: int
     lane: Lane
+    campaign_id: str = ""
+    outcomes: Sequence[MailOutcome] | None = None
+
+    @property
+    def mails(self) -> int:
+        """That came to an end in it, or were deferred. Below zero: it takes ends back."""
+        return self.sent + self.bounced + self.failed + self.unknown + self.suppressed + self.cancelled + self.deferred
 
     def counts(self) -> dict[str, int]:
         return {
@@ -153,6 +166,18 @@ async def return_batches(connection: Connection, batches: Sequence[tuple[BatchId
     )
 
 
+async def old_claims(connection: Connection, worker: IncarnationId, seconds: float) -> list[BatchId]:
+    """Batches that the incarnation has held for so long, as the ledger has it."""
+    return [row["id"] for row in await connection.fetch(SQL["old_claims"], worker, seconds)]
+
+
+async def return_forgotten(
+    connection: Connection, batches: Sequence[BatchId], worker: IncarnationId, seconds: float
+) -> list[UserId]:
+    """Of those it does not know of; whose they were, for `wake_waiting` in the same transaction."""
+    return [row["user_id"] for row in await connection.fetch(SQL["return_forgotten"], batches, worker, seconds)]
+
+
 async def stopped_sends(connection: Connection, sends: Sequence[SendId]) -> set[SendId]:
     """Those that do not run any more."""
     return {row["id"] for row in await connection.fetch(SQL["stopped_sends"], sends)}
@@ -160,6 +185,14 @@ async def stopped_sends(connection: Connection, sends: Sequence[SendId]) -> set[
 
 async def mark_batches_announced(connection: Connection, batches: Sequence[BatchId]) -> None:
     await connection.execute(SQL["mark_batches_announced"], batches)
+
+
+async def batch_outcomes(connection: Connection, batches: Sequence[BatchId]) -> dict[BatchId, list[MailOutcome]]:
+    """What others are told of the mails of batches that have ended, as the rows say it."""
+    found: dict[BatchId, list[MailOutcome]] = defaultdict(list)
+    for batch_id, *row in await connection.fetch(SQL["batch_outcomes"], batches):
+        found[batch_id].append(MailOutcome(*row))
+    return found
 
 
 async def unannounced_batches(connection: Connection, limit: int) -> list[BatchEnd]:

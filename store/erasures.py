@@ -78,6 +78,11 @@ async def erase_rejects(
     return row["last_row"], row["erased"]
 
 
+async def erase_failed_mails(connection: Connection, user_id: UserId, address: str) -> int:
+    """How many dead letters of mails. The mails have been erased before."""
+    return len(await connection.fetch(SQL["erase_failed_mails"], user_id, address))
+
+
 async def erase_dead_letters(
     connection: Connection, user_id: UserId, after: UUID | None, sought: Sought, of_user: str, limit: int
 ) -> tuple[UUID | None, int]:

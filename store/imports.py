@@ -1,5 +1,6 @@
 """Imports and their chunks as rows."""
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -7,6 +8,7 @@ from typing import Any
 from uuid import UUID
 
 from schemas.ids import ImportId, UserId
+from schemas.messages import RejectedLead
 from schemas.states import ChunkState, ImportState, OnConflict, OperationKind
 from store.postgres import Connection
 from store.progress import move_progress, reopen_progress
@@ -61,6 +63,7 @@ class ChunkEnd:
     import_id: ImportId
     number: int
     user_id: UserId
+    first_row: int
     rows: int
     state: ChunkState
     stored: int
@@ -79,6 +82,29 @@ class OpenChunks:
 
     chunks: int
     low: int
+
+
+@dataclass(frozen=True, slots=True)
+class OpenChunk:
+    """One that the broker was given, and nobody has stored."""
+
+    import_id: ImportId
+    number: int
+
+    @property
+    def key(self) -> bytes:
+        """Of its record."""
+        return f"{self.import_id}:{self.number}".encode()
+
+
+@dataclass(frozen=True, slots=True)
+class LostChunk:
+    """One that nobody has any more, and the rows that it had."""
+
+    import_id: ImportId
+    user_id: UserId
+    first_row: int
+    rows: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,6 +255,7 @@ async def claim_chunk(
         import_id,
         chunk.number,
         user_id,
+        chunk.first_row,
         chunk.rows,
         ChunkState(row["state"]),
         row["stored"],
@@ -254,6 +281,19 @@ async def finish_chunk(connection: Connection, end: ChunkEnd) -> None:
 async def mark_chunks_announced(connection: Connection, chunks: Sequence[tuple[ImportId, int]]) -> None:
     """Chunks by import and number."""
     await connection.execute(SQL["mark_chunks_announced"], [one for one, _ in chunks], [number for _, number in chunks])
+
+
+async def rejects_of_chunks(
+    connection: Connection, chunks: Sequence[ChunkEnd]
+) -> dict[tuple[ImportId, int], list[RejectedLead]]:
+    """By import and number."""
+    found: dict[tuple[ImportId, int], list[RejectedLead]] = defaultdict(list)
+    rows = await connection.fetch(
+        SQL["rejects_of_chunks"], [one.import_id for one in chunks], [one.number for one in chunks]
+    )
+    for import_id, number, *row in rows:
+        found[import_id, number].append(RejectedLead(*row))
+    return found
 
 
 async def unannounced_chunks(connection: Connection, limit: int) -> list[ChunkEnd]:
@@ -285,3 +325,15 @@ async def mark_stalled_imports(connection: Connection) -> list[ImportId]:
 async def mark_dead_chunks(connection: Connection, topic: str) -> int:
     """`topic` is the deployment's name of `leads.chunks`."""
     return len(await connection.fetch(SQL["mark_dead_chunks"], topic))
+
+
+async def published_chunks(connection: Connection) -> list[OpenChunk]:
+    return [OpenChunk(row["import_id"], row["number"]) for row in await connection.fetch(SQL["published_chunks"])]
+
+
+async def lose_chunks(connection: Connection, chunks: Sequence[OpenChunk]) -> list[LostChunk]:
+    """Forgets those that are not stored meanwhile; their imports are incomplete then, and may be resumed."""
+    if not chunks:
+        return []
+    rows = await connection.fetch(SQL["lose_chunks"], [one.import_id for one in chunks], [one.number for one in chunks])
+    return [LostChunk(**dict(row)) for row in rows]

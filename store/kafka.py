@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError, MessageSizeTooLargeError
+from aiokafka.partitioner import DefaultPartitioner
 
 from core.errors import InvalidInput, Unavailable
 from core.settings import KafkaSettings
@@ -26,6 +27,12 @@ class Record:
     headers: tuple[tuple[str, str], ...] = ()
 
 
+def partition_of(key: bytes, partitions: int) -> int:
+    """Where the producer puts records with this key."""
+    found: int = DefaultPartitioner()(key, range(partitions), ())
+    return found
+
+
 class Producer:
     """One per process. A failed delivery may leave an idempotent producer's sequence broken: it is replaced then."""
 
@@ -34,6 +41,11 @@ class Producer:
         self._producer: AIOKafkaProducer | None = None
         self._opening = asyncio.Lock()
         self._watch: asyncio.Task[None] | None = None
+
+    @property
+    def prefix(self) -> str:
+        """What stands before the name of every topic."""
+        return self._settings.kafka_topic_prefix
 
     async def open(self) -> None:
         """Raises Unavailable when no broker answers. From here on the process's log says when brokers go and come back."""

@@ -82,7 +82,7 @@ class Limiter:
     async def give_back(self, asked: Asked, unused: Sequence[int], at: int) -> None:
         """For tokens that were taken at `at` and not used, by target. Hours and days that are over get none back."""
         targets = [(limit, tokens) for (limit, _), tokens in zip(asked.targets, unused, strict=True)]
-        back = Asked(asked.shared, targets, asked.factor)
+        back = Asked(asked.shared, targets, asked.factor, asked.lowered)
         with available():
             await self._script(*self._arguments("back", back, at))
 
@@ -104,6 +104,18 @@ class Limiter:
         if limits:
             with available():
                 await self._script(*self._arguments("reset", Asked(limits, [])))
+                for limit in limits:
+                    await self._redis.set(self._reset_key(limit), 1, ex=WINDOWS["d"])
+
+    async def were_reset(self, limits: Sequence[Limit]) -> list[bool]:
+        """Which of them may count fewer than went out, since somebody reset them within a day."""
+        if not limits:
+            return []
+        with available():
+            return [mark is not None for mark in await self._redis.mget([self._reset_key(one) for one in limits])]
+
+    def _reset_key(self, limit: Limit) -> str:
+        return f"{self._prefix}reset:{limit.key}"
 
     async def _run(self, mode: str, asked: Asked) -> Any:
         while True:

@@ -8,7 +8,7 @@ from uuid import UUID
 import msgspec
 
 from schemas.ids import MailId, SendId, UserId
-from schemas.states import Lane, MailState
+from schemas.states import BounceClass, Lane, MailState
 from store.postgres import Connection
 from store.queries import SQL
 
@@ -30,7 +30,7 @@ class Attempt(msgspec.Struct, frozen=True):
 @dataclass(frozen=True, slots=True)
 class FoundMail:
     """`email` is empty when it was erased. `attempts`: the first one first. `reason`: why it ended without one. `sender` is the
-    address of its header From; None when nothing tells any more.
+    address of its header From; None when nothing tells any more. The last four were told after it had been handed over.
     """
 
     send_id: SendId
@@ -46,6 +46,10 @@ class FoundMail:
     attempts: list[Attempt]
     reason: str | None
     sender: str | None
+    bounced_at: datetime | None
+    bounce_class: BounceClass | None
+    bounce_reason: str | None
+    complained_at: datetime | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,4 +115,8 @@ def _mail(row: Any) -> FoundMail:
         attempts=attempts,
         reason=None if tried else row["reply"],
         sender=row["sender"],
+        bounced_at=row["bounced_at"],
+        bounce_class=BounceClass(row["bounce_class"]) if row["bounce_class"] else None,
+        bounce_reason=row["bounce_reason"],
+        complained_at=row["complained_at"],
     )

@@ -62,16 +62,26 @@ async def migrate(connection: Connection, migrations: list[Migration]) -> list[s
     Raises Misconfigured when an applied migration was changed since.
     """
     await connection.execute(SQL["create_schema_migrations"])
-    applied = {row["number"]: row["checksum"] for row in await connection.fetch(SQL["applied_migrations"])}
-    for migration in migrations:
-        if applied.get(migration.number, migration.checksum) != migration.checksum:
-            raise Misconfigured(f"migration {migration.name} was changed after it had been applied")
-    missing = [migration for migration in migrations if migration.number not in applied]
+    missing = await _missing(connection, migrations)
     for migration in missing:
         async with connection.transaction():
             await connection.execute(migration.sql)
             await connection.execute(SQL["record_migration"], migration.number, migration.name, migration.checksum)
     return [migration.name for migration in missing]
+
+
+async def pending_migrations(connection: Connection, migrations: list[Migration]) -> list[str]:
+    """The names of those that are not applied yet. Raises Misconfigured as `migrate`."""
+    begun = await connection.fetchval(SQL["partition_exists"], "schema_migrations")
+    return [one.name for one in (await _missing(connection, migrations) if begun else migrations)]
+
+
+async def _missing(connection: Connection, migrations: list[Migration]) -> list[Migration]:
+    applied = {row["number"]: row["checksum"] for row in await connection.fetch(SQL["applied_migrations"])}
+    for migration in migrations:
+        if applied.get(migration.number, migration.checksum) != migration.checksum:
+            raise Misconfigured(f"migration {migration.name} was changed after it had been applied")
+    return [migration for migration in migrations if migration.number not in applied]
 
 
 async def ensure_partitions(connection: Connection, now: datetime) -> list[str]:
@@ -88,7 +98,7 @@ async def ensure_partitions(connection: Connection, now: datetime) -> list[str]:
             async with connection.transaction():
                 # Attached, not created in place: that would lock the whole table against everybody.
                 await connection.execute(
-                    f"CREATE TABLE {name} (LIKE email_sends INCLUDING ALL) WITH (fillfactor = 50);"
+                    f"CREATE TABLE {name} (LIKE email_sends INCLUDING ALL) WITH (fillfactor = 40);"
                     f"ALTER TABLE email_sends ATTACH PARTITION {name}"
                     f" FOR VALUES FROM ('{first_id(month)}') TO ('{first_id(following)}')"
                 )

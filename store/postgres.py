@@ -1,7 +1,7 @@
 """The pool, and the edge where asyncpg's errors become ours."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import TypeAlias
 
@@ -9,6 +9,7 @@ import asyncpg
 from asyncpg.pool import PoolConnectionProxy
 
 from core.errors import Misconfigured, Unavailable
+from core.outages import outages
 from core.settings import PostgresSettings
 
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record] | PoolConnectionProxy[asyncpg.Record]"
@@ -28,6 +29,8 @@ AWAY = (
     asyncpg.SerializationError,
 )
 """What passes by itself."""
+BUSY = (asyncpg.DeadlockDetectedError, asyncpg.SerializationError)
+"""Of that, what says nothing about the server."""
 
 
 class _Plain(asyncpg.Connection):
@@ -85,10 +88,40 @@ class Database:
             async with self._pool.acquire(timeout=10) as connection:
                 yield connection
         except AWAY as error:
-            raise Unavailable("postgres", str(error) or type(error).__name__) from error
+            raise _unavailable(error) from error
+        outages.works("postgres")
+
+    @asynccontextmanager
+    async def listening(self, channel: str, hear: Callable[[str], None]) -> AsyncIterator[Connection]:
+        """A connection outside the pool that calls `hear` with what is told on the channel, and with "" when it is lost;
+        Unavailable as `connection`.
+        """
+        connection = None
+        try:
+            connection = await asyncpg.connect(
+                self._settings.database_url.get_secret_value(),
+                command_timeout=COMMAND_TIMEOUT,
+                timeout=10,
+                server_settings={"application_name": "mailgenius"},
+            )
+            connection.add_termination_listener(lambda _: hear(""))
+            await connection.add_listener(channel, lambda *told: hear(told[3]))
+            yield connection
+        except AWAY as error:
+            raise _unavailable(error) from error
+        finally:
+            if connection is not None:
+                connection.terminate()
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Connection]:
         """As `connection`, in a transaction that commits at the end of the block."""
         async with self.connection() as connection, connection.transaction():
             yield connection
+
+
+def _unavailable(error: Exception) -> Unavailable:
+    reason = str(error) or type(error).__name__
+    if not isinstance(error, BUSY):
+        outages.fails("postgres", reason)
+    return Unavailable("postgres", reason)

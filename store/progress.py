@@ -1,9 +1,9 @@
 """`progress_tracking`: what the API answers about operations when Redis has nothing newer."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 from uuid import UUID
 
 import msgspec
@@ -12,6 +12,9 @@ from schemas.ids import UserId
 from schemas.states import OperationKind
 from store.postgres import Connection
 from store.queries import SQL
+
+TOLD: Final = "progress"
+"""The channel that says of whose operation the state, the total or the end has changed: its user, a line feed, its id."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,9 +81,41 @@ async def read_progress(connection: Connection, operation_id: UUID, user_id: Use
     return None if row is None else _progress(row)
 
 
-async def list_progress(connection: Connection, user_id: UserId, after: UUID | None, limit: int) -> list[Progress]:
+@dataclass(frozen=True, slots=True)
+class ProgressFilter:
+    """What operations have to be; `active`: under way, or over."""
+
+    kind: OperationKind | None = None
+    state: str | None = None
+    active: bool | None = None
+
+
+async def list_progress(
+    connection: Connection, user_id: UserId, after: UUID | None, limit: int, wanted: ProgressFilter = ProgressFilter()
+) -> list[Progress]:
     """A page, newest first; `after` is the last id of the page before."""
-    return [_progress(row) for row in await connection.fetch(SQL["list_progress"], user_id, after, limit)]
+    rows = await connection.fetch(SQL["list_progress"], user_id, after, limit, wanted.kind, wanted.state, wanted.active)
+    return [_progress(row) for row in rows]
+
+
+async def read_operations(
+    connection: Connection, operations: Iterable[UUID], users: Iterable[UserId]
+) -> dict[UUID, Progress]:
+    rows = await connection.fetch(SQL["read_operations"], list(operations), list(users))
+    return {row["operation_id"]: _progress(row) for row in rows}
+
+
+async def open_operations(connection: Connection, users: Iterable[UserId]) -> dict[UUID, Progress]:
+    rows = await connection.fetch(SQL["open_operations"], list(users))
+    return {row["operation_id"]: _progress(row) for row in rows}
+
+
+async def operations_ended_since(
+    connection: Connection, user_id: UserId, since: datetime, limit: int
+) -> dict[UUID, Progress]:
+    """The last ones."""
+    rows = await connection.fetch(SQL["operations_ended_since"], user_id, since, limit)
+    return {row["operation_id"]: _progress(row) for row in rows}
 
 
 async def delete_progress(connection: Connection, operation_id: UUID, user_id: UserId) -> bool:

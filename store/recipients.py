@@ -30,6 +30,8 @@ class Recipient:
     relay: str | None
     outcome_at: datetime | None
     due_at: datetime | None
+    bounced_at: datetime | None
+    complained_at: datetime | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +70,7 @@ async def search_recipients(
     rows = await connection.fetch(
         SQL["search_recipients"], send_id, user_id, first, wanted.end, scan, limit, wanted.state, wanted.code
     )
-    found = [Recipient(*row[:12]) for row in rows if row["fits"]]
+    found = [Recipient(*row[:14]) for row in rows if row["fits"]]
     more = bool(rows) and (rows[-1]["last"] or len(rows) == limit)
     return Slice(found, rows[-1]["position"] + 1 if more else None)
 

@@ -6,9 +6,10 @@ from contextlib import contextmanager
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from core.errors import Unavailable
+from core.outages import outages
 from core.settings import RedisSettings
 
 
@@ -33,4 +34,8 @@ def available() -> Iterator[None]:
     try:
         yield
     except (RedisError, OSError, TimeoutError) as error:
-        raise Unavailable("redis", str(error) or type(error).__name__) from error
+        reason = str(error) or type(error).__name__
+        if not isinstance(error, ResponseError):  # that is an answer
+            outages.fails("redis", reason)
+        raise Unavailable("redis", reason) from error
+    outages.works("redis")

@@ -194,6 +194,11 @@ async def batches_to_publish(connection: Connection, limit: int) -> list[Release
     return [_released(row) for row in await connection.fetch(SQL["batches_to_publish"], limit)]
 
 
+async def released_batches(connection: Connection, after: UUID | None, limit: int) -> list[Released]:
+    """A page of those that wait for a worker; `after` is the last id of the page before."""
+    return [_released(row) for row in await connection.fetch(SQL["released_batches"], after, limit)]
+
+
 async def finish_sends(connection: Connection) -> list[SendId]:
     """In the caller's transaction."""
     locked = [row["id"] for row in await connection.fetch(SQL["lock_finished_sends"])]

@@ -3,12 +3,17 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
-from schemas.ids import SendId, UserId
+from schemas.ids import BatchId, SendId, UserId
 from schemas.states import SuppressionReason
 from store.postgres import Connection
 from store.queries import SQL
+
+TOLD: Final = "suppressions"
+"""The channel on which a commit tells whose suppressions became more: the user's id or SHARED, and where they are few a line
+end and the email_key, for each.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +71,11 @@ async def add_all(connection: Connection, user_id: UserId, new: Sequence[NewSupp
 async def suppress_bounced(connection: Connection, send_id: SendId, positions: Sequence[int]) -> None:
     """In the transaction that wrote their outcomes: mails that were refused since there is no such mailbox."""
     await connection.execute(SQL["suppress_bounced"], send_id, positions)
+
+
+async def suppressed_in_hand(connection: Connection, batches: Sequence[BatchId]) -> list[tuple[BatchId, int]]:
+    """Mails of claimed batches, with their positions, that must not go any more."""
+    return [(row["id"], row["position"]) for row in await connection.fetch(SQL["suppressed_in_hand"], batches)]
 
 
 async def list_suppressions(

@@ -7,6 +7,7 @@ from datetime import datetime
 from core.tasks import NewMail
 from schemas.ids import BatchId, IncarnationId, MailId, SendId, UserId
 from schemas.states import Lane, OnDoubt, SendState
+from store.attachments import use_attachments
 from store.batches import Batch, batch_of
 from store.postgres import Connection
 from store.queries import SQL
@@ -54,6 +55,9 @@ async def add_mails(connection: Connection, mails: Sequence[tuple[SendId, NewMai
         [mail.content for _, mail in mails],
         [mail.reason for _, mail in mails],
     )
+    uses = [(send_id, mail.user_id, one) for send_id, mail in mails for one in mail.attachments]
+    if uses:
+        await use_attachments(connection, uses)
 
 
 async def claim_added(

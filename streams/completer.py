@@ -4,17 +4,22 @@ import asyncio
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 from typing import TypeAlias
 
 import structlog
 
+from core.dead_letters import cause_of
 from core.errors import Unavailable
+from core.events import told_of
 from core.outcomes import Outcome
 from schemas.ids import BatchId, IncarnationId, SendId
-from schemas.states import SendState
-from store.batches import Batch, BatchEnd, end_batches, fence_batches, return_batches, write_outcomes
+from schemas.messages import MailOutcome
+from schemas.states import Lane, MailState, SendState
+from schemas.topics import EMAILS_BATCHES, EMAILS_TRANSACTIONAL
+from store.batches import Batch, BatchEnd, Mail, end_batches, fence_batches, return_batches, write_outcomes
+from store.dead_letters import Failed, Letter, add_failed_mails
 from store.postgres import Connection, Database
 from store.release import wake_waiting
 
@@ -48,6 +53,7 @@ class Return:
 
 
 Closing: TypeAlias = End | Return
+Publish: TypeAlias = Callable[[Sequence[Letter]], None]
 
 
 @dataclass(slots=True, eq=False)
@@ -59,6 +65,37 @@ class InHand:
     verdict: Verdict = Verdict.GO_ON
     on_stop: Callable[[], None] | None = None
     """Stops the group on the wire."""
+    mails: Sequence[Mail] = ()
+    told: set[str] = field(default_factory=set)
+    """The email_keys that were suppressed while it was in hand."""
+    suppressed: set[int] = field(default_factory=set)
+    """Positions of mails that must not go any more, which the batch's reading did not know."""
+    written: list[tuple[int, Outcome]] = field(default_factory=list)
+    """What the ledger has, and when it got it, in epoch ms."""
+
+    def has_read(self, mails: Sequence[Mail]) -> None:
+        self.mails = mails
+        for email_key in tuple(self.told):  # while it was read
+            self.suppress(email_key)
+
+    def suppress(self, email_key: str) -> None:
+        self.told.add(email_key)
+        self.suppressed.update(one.position for one in self.mails if one.email_key == email_key)
+
+    def with_outcomes(self, end: BatchEnd) -> BatchEnd:
+        """With what others are told of its mails, where all of that happened in this hand."""
+        if len(self.written) != end.mails:
+            return end
+        mails = {one.position: one for one in self.mails}
+        told: list[MailOutcome] = []
+        for at, outcome in self.written:
+            mail = mails.get(outcome.position)
+            if mail is None:
+                return end
+            one = told_of(outcome, at, mail.recipient_id, mail.mail_id)
+            if one is not None:
+                told.append(one)
+        return replace(end, outcomes=told)
 
     def stop(self, verdict: Verdict) -> None:
         self.verdict = verdict
@@ -77,8 +114,10 @@ class _Entry:
 class Completer:
     """One in each process. Entries are written in order; a failed write is tried again as a whole before anything newer."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, publish: Publish | None = None) -> None:
+        """`publish` gets the dead letters of failed mails, once they are committed; without it maintenance publishes them."""
         self._database = database
+        self._publish = publish
         self._entries: list[_Entry] = []
         self._new = asyncio.Event()
         self.write_seconds = 0.0
@@ -128,6 +167,7 @@ class Completer:
     async def _write(self, entries: Sequence[_Entry]) -> None:
         states: dict[InHand, SendState] = {}
         ends: dict[BatchId, BatchEnd] = {}
+        letters: list[Letter] = []
         async with self._database.transaction() as connection:
             by_worker = defaultdict(set)
             for entry in entries:
@@ -137,6 +177,8 @@ class Completer:
                 states |= {hand: fenced[hand.batch.id] for hand in hands if hand.batch.id in fenced}
             mine = [entry for entry in entries if entry.hand in states]
             await _write_outcomes(connection, mine)
+            if failed := _failed(mine):
+                letters = await add_failed_mails(connection, failed)
             ended = [entry.hand.batch.id for entry in mine if isinstance(entry.closing, End)]
             if ended:
                 ends = {end.id: end for end in await end_batches(connection, ended)}
@@ -148,6 +190,11 @@ class Completer:
             closed = {entry.hand.batch.user_id for entry in mine if entry.closing is not None}
             if closed:
                 await wake_waiting(connection, list(closed))
+        if letters and self._publish is not None:
+            self._publish(letters)
+        at = time.time_ns() // 1_000_000
+        for entry in mine:
+            entry.hand.written += [(at, outcome) for outcome in entry.outcomes]
         for entry in entries:
             state = states.get(entry.hand)
             if state is None:
@@ -155,7 +202,8 @@ class Completer:
             elif state is not SendState.RUNNING:
                 entry.hand.stop(Verdict.STOP)
             if not entry.written.done():
-                entry.written.set_result(ends.get(entry.hand.batch.id))
+                end = ends.get(entry.hand.batch.id) if isinstance(entry.closing, End) else None
+                entry.written.set_result(None if end is None else entry.hand.with_outcomes(end))
 
 
 async def _write_outcomes(connection: Connection, entries: Sequence[_Entry]) -> None:
@@ -165,3 +213,18 @@ async def _write_outcomes(connection: Connection, entries: Sequence[_Entry]) -> 
     for send_id, outcomes in by_send.items():
         if outcomes:
             await write_outcomes(connection, send_id, outcomes)
+
+
+def _failed(entries: Sequence[_Entry]) -> list[Failed]:
+    failed = MailState.FAILED
+    return [
+        Failed(entry.hand.batch.send_id, outcome.position, _topic(entry.hand.batch.lane), cause_of(outcome))
+        for entry in entries
+        for outcome in entry.outcomes
+        if outcome.state is failed
+    ]
+
+
+def _topic(lane: Lane) -> str:
+    """Whose DLQ has the lane's failed mails."""
+    return (EMAILS_TRANSACTIONAL if lane is Lane.TRANSACTIONAL else EMAILS_BATCHES).name

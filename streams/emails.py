@@ -1,33 +1,30 @@
 """Sends batches: claim, read, then group by group take tokens, put on the wire, hand the outcomes over; end or return."""
 
 import asyncio
-import hashlib
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
-from typing import TypeAlias
 from uuid import UUID
 from weakref import WeakKeyDictionary
 
 import msgspec
 import structlog
 
-from core.adaptive import seen_in
-from core.errors import InvalidInput, Unavailable
+from core.errors import Unavailable
 from core.outcomes import Delivery, NotBegun, Outcome, decide, unsendable
 from core.retry import RetryPolicy
-from core.templates import RenderFailed, compile_template
-from mailer.mime import CompiledMail, Envelope, Sender, compile_mail
+from core.templates import RenderFailed
+from mailer.mime import Envelope
 from mailer.relays import LiveRelay
 from mailer.smtp import Connection
-from schemas.ids import SendId
 from schemas.messages import BatchPointer, decode_batch_pointer
 from schemas.states import Lane, MailState, OnDoubt
-from store.batches import Batch, BatchEnd, Mail, claim_batch, mail_of_send, mark_tried, read_batch
+from store.batches import Batch, BatchEnd, Mail, claim_batch, mark_tried, read_batch
+from streams.compiled import Compiled, CompiledMails
 from streams.completer import Closing, Completer, End, InHand, Return, Verdict
 from streams.dead_letters import decoded
+from streams.dkim import DkimBook
 from streams.incarnation import Incarnation, Incarnations
 from streams.intake import Ack, Record
 from streams.relays import RelayBook
@@ -40,12 +37,8 @@ BEGIN_WITHIN = 20.0
 """Seconds a batch has to begin its mails; what is not begun then is returned."""
 TURN_WAIT = 2.0
 """Seconds a group waits for one of a relay's connections: a relay that does not answer must not hold all slots."""
-KNOWN_MAILS = 128
-"""Compiled ones that are kept: of a send, or of single mails with the same content."""
-
-Compiled: TypeAlias = Callable[[Mail], CompiledMail]
-"""What a mail of a batch is made with. Raises RenderFailed for a single mail whose content cannot be used."""
-
+NO_KEY_WAIT = 60.0
+"""Seconds until a single mail whose DKIM key cannot be used is tried again."""
 log = structlog.get_logger(__name__)
 
 
@@ -60,10 +53,15 @@ class MailRoom:
     stopping: Callable[[], bool]
     retry: RetryPolicy
     in_hand: set[UUID] = field(default_factory=set)
-    known: "OrderedDict[tuple[SendId, bytes], CompiledMail]" = field(default_factory=OrderedDict)
     pace: Pace = field(default_factory=Pace)
     hands: set[InHand] = field(default_factory=set)
     turns: "WeakKeyDictionary[LiveRelay, Turns]" = field(default_factory=WeakKeyDictionary)
+    dkim: DkimBook = field(init=False)
+    compiled: CompiledMails = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.dkim = DkimBook(self.use.database, self.use.settings)
+        self.compiled = CompiledMails(self.use)
 
     def turns_of(self, relay: LiveRelay) -> Turns:
         turns = self.turns.get(relay)
@@ -129,10 +127,12 @@ async def _send(hand: InHand, worker: Incarnation, room: MailRoom) -> Closing:
         way = Way(room.relays, await room.relays.find(hand.batch.user_id, hand.batch.relay))
         if way.take() is None:  # nothing has been read for it
             return way.back(hand.batch)
-        mail, todo = await _read(hand.batch, room)
+        mail, todo, are_all = await _read(hand.batch, room)
+        hand.has_read(todo)
         stopped = [one for one in todo if one.stopped]
         room.completer.add(hand, [_suppressed(one) for one in stopped])
-        return await _send_groups([one for one in todo if not one.stopped], mail, way, hand, worker, room)
+        closing = await _send_groups([one for one in todo if not one.stopped], mail, way, hand, worker, room)
+        return closing if are_all or not isinstance(closing, End) else Return()
     except Unavailable as error:
         log.info("batch returned", batch=str(hand.batch.id), error=str(error))
         return Return(NO_CONNECTION_DELAY)
@@ -149,6 +149,9 @@ async def _send_groups(
     while todo:
         if room.stopping() or not worker.alive or hand.verdict is not Verdict.GO_ON or time.monotonic() > deadline:
             return Return()
+        if hand.suppressed:
+            todo = _without_suppressed(todo, hand, room)
+            continue
         relay = way.take()
         if relay is None:
             return way.back(hand.batch)
@@ -163,7 +166,8 @@ async def _send_groups(
             if begun is None and hand.verdict is not Verdict.GO_ON:
                 return Return()
             if begun is None:
-                way.is_closed()
+                if not hand.suppressed:  # else what did not go may be these alone
+                    way.is_closed()
                 continue
             through |= begun
         todo = [one for one in todo if one.position not in through]
@@ -183,8 +187,8 @@ async def _send_group(
         room.completer.add(hand, outcomes)
     finally:
         await tokens.give_back(taken, {outcome.position for outcome in outcomes if outcome.attempted})
-    if tokens.limited and room.use.settings.limits.limit_adaptive:
-        await room.pace.tell(room.use.factors, tokens.factor, seen_in(outcomes, room.completer.write_seconds))
+    if room.use.settings.limits.adapts:
+        await room.pace.tell(tokens, taken.group, outcomes, room.completer.write_seconds)
     return {outcome.position for outcome in outcomes} or None
 
 
@@ -193,14 +197,15 @@ async def _deliver(
 ) -> bool:
     """Adds the outcomes of the mails that have one. False: the batch is not this worker's any more, nothing was sent."""
     envelopes, failed = _render(group, mail)
-    if hand.batch.on_doubt is OnDoubt.SKIP and envelopes:
+    signed, later = await _signed(envelopes, hand.batch, room)
+    if hand.batch.on_doubt is OnDoubt.SKIP and signed:
         async with room.use.database.transaction() as connection:
-            if not await mark_tried(connection, hand.batch, hand.worker, [one.position for one in envelopes]):
+            if not await mark_tried(connection, hand.batch, hand.worker, [one.position for one in signed]):
                 return False
-    outcomes += failed
-    deliveries = await _put_on_the_wire(envelopes, relay, hand, room) if envelopes else []
+    outcomes += failed + later
+    deliveries = await _put_on_the_wire(signed, relay, hand, room) if signed else []
     mails = {one.position: one for one in group}
-    for envelope, delivery in zip(envelopes, deliveries, strict=True):
+    for envelope, delivery in zip(signed, deliveries, strict=True):
         outcome = decide(
             delivery,
             position=envelope.position,
@@ -240,14 +245,19 @@ async def _send_over(
 ) -> list[Delivery]:
     if hand.verdict is not Verdict.GO_ON:
         return [NotBegun("stopped") for _ in envelopes]
+    # Somebody may have unsubscribed while the group waited for its turn.
+    going = [one for one in envelopes if one.position not in hand.suppressed] if hand.suppressed else envelopes
     begun = time.monotonic()
     hand.on_stop = connection.stop
     try:
-        deliveries = await connection.send(envelopes)
+        deliveries = await connection.send(going) if going else []
     finally:
         hand.on_stop = None
     turns.tell(sum(type(one) is not NotBegun for one in deliveries), time.monotonic() - begun)
-    return deliveries
+    if len(going) == len(envelopes):
+        return deliveries
+    found = dict(zip((one.position for one in going), deliveries, strict=True))
+    return [found.get(one.position, NotBegun("suppressed")) for one in envelopes]
 
 
 def _render(group: Sequence[Mail], compiled: Compiled) -> tuple[list[Envelope], list[Outcome]]:
@@ -262,51 +272,24 @@ def _render(group: Sequence[Mail], compiled: Compiled) -> tuple[list[Envelope], 
     return envelopes, failed
 
 
-async def _read(batch: Batch, room: MailRoom) -> tuple[Compiled, list[Mail]]:
+async def _signed(
+    envelopes: Sequence[Envelope], batch: Batch, room: MailRoom
+) -> tuple[Sequence[Envelope], list[Outcome]]:
+    """A mail whose domain has DKIM keys goes out signed, or later: of a campaign, which has one sender, the batch is returned
+    (Unavailable); a single mail is due again in a while, and holds up no others.
+    """
+    signed = await room.dkim.sign(batch.user_id, envelopes)
+    if signed.refused and batch.lane is Lane.CAMPAIGN:
+        raise Unavailable("a DKIM key", next(iter(signed.refused.values())))
+    return signed.envelopes, [_later(position, NO_KEY_WAIT) for position in signed.refused]
+
+
+async def _read(batch: Batch, room: MailRoom) -> tuple[Compiled, list[Mail], bool]:
+    """What the mails are made with, those that can be begun, and whether these are all."""
     async with room.use.database.connection() as connection:
         mails = await read_batch(connection, batch)
-        if batch.lane is not Lane.CAMPAIGN:
-            return lambda mail: _compiled_single(batch.send_id, mail, room), mails
-        known = _known(batch.send_id, b"", room)
-        if known is None:
-            template, sender = await mail_of_send(connection, batch.send_id, batch.user_id)
-            known = _compile(batch.send_id, template, sender)
-            _keep(batch.send_id, b"", known, room)
-    mail_of_all = known
-    return lambda mail: mail_of_all, mails
-
-
-def _compiled_single(send_id: SendId, mail: Mail, room: MailRoom) -> CompiledMail:
-    content = (mail.content or "{}").encode()
-    digest = hashlib.blake2b(content, digest_size=16).digest()
-    known = _known(send_id, digest, room)
-    if known is None:
-        try:
-            parts = msgspec.json.decode(content, type=dict[str, msgspec.Raw])
-            known = _compile(send_id, bytes(parts["template"]), bytes(parts["sender"]))
-        except (InvalidInput, KeyError) as error:
-            raise RenderFailed(f"its content: {error}") from error
-        _keep(send_id, digest, known, room)
-    return known
-
-
-def _compile(send_id: SendId, template: str | bytes, sender: str | bytes) -> CompiledMail:
-    parts = msgspec.json.decode(template)
-    compiled = compile_template(parts["subject"], parts.get("html"), parts.get("text"))
-    return compile_mail(send_id, compiled, msgspec.json.decode(sender, type=Sender))
-
-
-def _known(send_id: SendId, digest: bytes, room: MailRoom) -> CompiledMail | None:
-    known = room.known.get((send_id, digest))
-    if known is not None:
-        room.known.move_to_end((send_id, digest))
-    return known
-
-
-def _keep(send_id: SendId, digest: bytes, compiled: CompiledMail, room: MailRoom) -> None:
-    room.known[send_id, digest] = compiled
-    if len(room.known) > KNOWN_MAILS:
-        room.known.popitem(last=False)
+    compiled, todo = await room.compiled.of_batch(batch, mails)
+    return compiled, todo, len(todo) == len(mails)
 
 
 def _sending_domain(mail: Mail, compiled: Compiled) -> str:
@@ -321,6 +304,18 @@ def _suppressed(mail: Mail) -> Outcome:
     return Outcome(mail.position, MailState.SUPPRESSED, None, None, "suppressed after it was queued", "", None, False)
 
 
+def _without_suppressed(todo: Sequence[Mail], hand: InHand, room: MailRoom) -> list[Mail]:
+    """What was suppressed since the batch was read has its end now."""
+    suppressed, hand.suppressed = hand.suppressed, set()
+    room.completer.add(hand, [_suppressed(one) for one in todo if one.position in suppressed])
+    return [one for one in todo if one.position not in suppressed]
+
+
 def _not_yet(mail: Mail, wait: float) -> Outcome:
-    """Refused by a limit: due later, and no attempt."""
-    return Outcome(mail.position, MailState.DEFERRED, None, None, "", "", wait, False)
+    """Refused by a limit."""
+    return _later(mail.position, wait)
+
+
+def _later(position: int, wait: float) -> Outcome:
+    """Due then, and no attempt."""
+    return Outcome(position, MailState.DEFERRED, None, None, "", "", wait, False)

@@ -80,6 +80,7 @@ async def _end(
         import_id=ImportId(chunk.import_id),
         number=chunk.number,
         user_id=UserId(chunk.user_id),
+        first_row=chunk.first_row,
         rows=rows,
         state=state,
         stored=stored,

@@ -1,4 +1,4 @@
-"""The processes beside the Faust workers: release and maintenance. Stopped by a signal, they finish the round in hand."""
+"""The processes beside the Faust workers: release, maintenance and webhooks. Stopped by a signal, they finish the round in hand."""
 
 import asyncio
 import os
@@ -10,11 +10,12 @@ from core.settings import Settings
 from streams.maintenance import run_maintenance
 from streams.release import run_release
 from streams.resources import Resources, open_resources
+from streams.webhooks import run_webhooks
 
 Loop = Callable[[Resources, asyncio.Event], Awaitable[None]]
 FINISH_WITHIN = 20.0
 
-LOOPS: dict[str, Loop] = {"release": run_release, "maintenance": run_maintenance}
+LOOPS: dict[str, Loop] = {"release": run_release, "maintenance": run_maintenance, "webhooks": run_webhooks}
 
 
 async def run_loop(name: str, settings: Settings) -> int:

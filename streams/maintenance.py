@@ -14,7 +14,10 @@ from schemas.ids import ImportId, SendId, UserId
 from schemas.states import OperationKind
 from schemas.topics import LEADS_CHUNKS
 from store.answers import forget_answers
+from store.attachments import forget_attachments
 from store.batches import unannounced_batches
+from store.dead_letters import letters_to_publish, publish_letters
+from store.feedback import announce_feedback, forget_feedback, unannounced_feedback
 from store.imports import (
     finish_import,
     import_counts,
@@ -41,10 +44,13 @@ from store.tasks import forget_mail_keys
 from store.workers import fence_silent_workers, rescue_batches
 from streams.release import publish_pointers
 from streams.resources import Resources
+from streams.unsubscribes import announce_unsubscribes
 
 PAGE = 5_000
 """Leads looked at in one transaction, and old answers forgotten."""
 MANY = 500
+FILES = 20
+"""Attachments forgotten by one statement: each may have megabytes."""
 SILENCE = 20.0
 """Seconds without a heartbeat after which an incarnation is fenced. It stops sending after 10."""
 
@@ -71,11 +77,16 @@ async def run_maintenance(use: Resources, stopping: asyncio.Event) -> None:
         Task("cancel", 0.5, cancel),
         Task("rescue", 2.0, rescuer.rescue),
         Task("announce", 5.0, announce),
+        Task("unsubscribes", 1.0, announce_unsubscribes),
         Task("republish", 10.0, republish),
+        Task("dead letters", 5.0, publish_dead_letters),
         Task("stalled", 10.0, mark_stalled),
         Task("partitions", 3600.0, make_partitions),
         Task("answers", 600.0, forget_old_answers),
         Task("mail keys", 600.0, forget_old_mail_keys),
+        Task("attachments", 3600.0, forget_unused_attachments),
+        Task("feedback", 5.0, announce_old_feedback),
+        Task("old feedback", 600.0, forget_old_feedback),
     )
     async with asyncio.TaskGroup() as group:
         for task in tasks:
@@ -199,6 +210,18 @@ async def republish(use: Resources) -> None:
         await publish_pointers(use, pointers)
 
 
+async def publish_dead_letters(use: Resources) -> None:
+    """What got lost on its way to Kafka: mails that failed, and records that are replayed."""
+    more = True
+    while more:
+        async with use.database.connection() as connection:
+            letters = await letters_to_publish(connection, MANY)
+        if letters:
+            log.warning("dead letters published again", letters=len(letters))
+            await publish_letters(use.producer, use.database, letters)
+        more = len(letters) == MANY
+
+
 async def mark_stalled(use: Resources) -> None:
     """Uploads that lost their API, and chunks that turned out to be dead letters."""
     async with use.database.connection() as connection:
@@ -206,7 +229,7 @@ async def mark_stalled(use: Resources) -> None:
             log.warning("import incomplete", import_id=str(import_id))
         for send_id in await mark_stalled_sends(connection):
             log.warning("send incomplete", send_id=str(send_id))
-        dead = await mark_dead_chunks(connection, use.settings.kafka.kafka_topic_prefix + LEADS_CHUNKS.name)
+        dead = await mark_dead_chunks(connection, LEADS_CHUNKS.name)
     if dead:
         log.warning("chunks dead", chunks=dead)
 
@@ -222,6 +245,29 @@ async def forget_old_mail_keys(use: Resources) -> None:
     """Of single mails whose records no topic has any more."""
     async with use.database.connection() as connection:
         while await forget_mail_keys(connection, PAGE) == PAGE:
+            pass
+
+
+async def announce_old_feedback(use: Resources) -> None:
+    """What was taken and not told, because the API that took it died, or Kafka was away."""
+    async with use.database.connection() as connection:
+        news = await unannounced_feedback(connection, MANY)
+    if news:
+        log.warning("feedback announced again", events=len(news))
+        await announce_feedback(use.producer, use.database, news)
+
+
+async def forget_old_feedback(use: Resources) -> None:
+    """What no source tells again."""
+    async with use.database.connection() as connection:
+        while await forget_feedback(connection, PAGE) == PAGE:
+            pass
+
+
+async def forget_unused_attachments(use: Resources) -> None:
+    """Which no mail has needed for 30 days."""
+    async with use.database.connection() as connection:
+        while await forget_attachments(connection, FILES) == FILES:
             pass
 
 

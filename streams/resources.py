@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from redis.asyncio import Redis
 
 from core.settings import Settings
+from store.destinations import Destinations
 from store.kafka import Producer
 from store.limits import Factors, LimitBook, Limiter
 from store.live import LiveProgress
@@ -26,16 +27,20 @@ class Resources:
     factors: Factors
     live: LiveProgress
     announcer: Announcer
+    destinations: Destinations
 
 
 @asynccontextmanager
-async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
-    """Raises Unavailable when Postgres or Kafka is not there. Redis is connected to when it is first used."""
+async def open_resources(settings: Settings, *, kafka: bool = True) -> AsyncIterator[Resources]:
+    """Raises Unavailable when Postgres or Kafka is not there. Redis is connected to when it is first used, and so is Kafka
+    without `kafka`.
+    """
     database, producer, redis = Database(settings.postgres), Producer(settings.kafka), connect(settings.redis)
     prefix = settings.redis.redis_prefix
     try:
         await database.open()
-        await producer.open()
+        if kafka:
+            await producer.open()
         yield Resources(
             settings,
             database,
@@ -45,7 +50,8 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
             LimitBook(database, settings.limits),
             Factors(redis, prefix),
             LiveProgress(redis, prefix),
-            Announcer(producer, database),
+            Announcer(producer, database, settings.events.events_enabled),
+            Destinations(redis, prefix),
         )
     finally:
         await producer.close()

@@ -15,7 +15,7 @@ from store.postgres import Connection
 from store.sends import wake_release
 from store.tasks import DailySend, add_mails, known_mails, open_daily_sends
 from streams.batching import Batch
-from streams.dead_letters import Bury, Dead, decoded
+from streams.dead_letters import Bury, Dead, decoded, place_of
 from streams.intake import Record
 from streams.resources import Resources
 
@@ -52,7 +52,7 @@ async def store_mails(batch: Batch, use: Resources, bury: Bury) -> None:
 
 def clean_mail(judge: Judge, record: Record, task: EmailTask) -> NewMail:
     """Raises Unusable."""
-    key = key_of_place(record.topic, record.partition, record.offset, round(record.timestamp * 1000))
+    key = key_of_place(*place_of(record))
     try:
         return judge.clean(task, key if task.id is None else key_of_id(task.id))
     except InvalidInput as error:

@@ -5,9 +5,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
+from uuid import UUID
+
+import structlog
+from faust.types import TP
 
 from core.retry import retry_policy
 from core.settings import Settings
+from core.unsubscribe import complaints
 from mailer.relays import Relays
 from schemas.topics import (
     DLQS,
@@ -21,22 +26,26 @@ from schemas.topics import (
     PROGRESS_TABLE,
     Topic,
 )
+from store.kafka import partition_of
 from streams import transactional
 from streams.app import CHUNKS_AHEAD, App, make_app, raw_topic, run
 from streams.batching import Batch, BatchIntake
 from streams.completer import Completer
-from streams.dead_letters import Bury, all_to_dlq, mirror, to_dlq
+from streams.dead_letters import Bury, FailedMails, all_to_dlq, mirror, to_dlq
+from streams.dkim import watch_keys
 from streams.emails import MailRoom, send_batch
 from streams.incarnation import Incarnations
 from streams.intake import Handlers, Intake, Record
 from streams.leads import store_chunk
 from streams.progress import ProgressView, count_progress
+from streams.reconciler import Reconciler
 from streams.relays import RelayBook, check_settings, run_tests, watch_relays
 from streams.resources import Resources, open_resources
+from streams.suppressions import watch_suppressions
 from streams.tasks import store_mails
 from streams.transactional import send_now
 from streams.upstream import store_leads
-from streams.watch import watch_sends
+from streams.watch import watch_claims, watch_destinations, watch_sends
 
 QUIT_WITHIN = 3.0
 CUT_AFTER = 15.0
@@ -47,6 +56,8 @@ UPSTREAM_AT_ONCE = 2
 """Batches. One fills no more than a third of a worker's time; the other connections are for chunks."""
 
 Starter = Callable[[Settings], Awaitable[int]]
+
+log = structlog.get_logger(__name__)
 
 
 async def run_leads(settings: Settings) -> int:
@@ -138,10 +149,12 @@ async def _mail_room(kind: str, use: Resources, stopping: Stopping) -> AsyncIter
     async with AsyncExitStack() as stack:
         stack.push_async_callback(relays.relays.close, QUIT_WITHIN)
         incarnations = Incarnations(kind, use.database, relays.relays.drop)
-        completer = Completer(use.database)
+        failed = FailedMails(use)
+        completer = Completer(use.database, failed.publish)
         await incarnations.beat()
         stack.push_async_callback(incarnations.stop)
         await stack.enter_async_context(_beside(incarnations.run()))
+        await stack.enter_async_context(_beside(failed.run()))
         await stack.enter_async_context(_beside(completer.run()))
         await stack.enter_async_context(_beside(_cut_late(relays.relays, stopping)))
         await stack.enter_async_context(_beside(watch_relays(relays, use, kind)))
@@ -149,6 +162,14 @@ async def _mail_room(kind: str, use: Resources, stopping: Stopping) -> AsyncIter
             await stack.enter_async_context(_beside(run_tests(use, kind)))
         room = MailRoom(use, incarnations, relays, completer, stopping, retry_policy(use.settings.sending))
         await stack.enter_async_context(_beside(watch_sends(room)))
+        await stack.enter_async_context(_beside(watch_claims(room)))
+        await stack.enter_async_context(_beside(watch_keys(room.dkim)))
+        if use.settings.limits.adapts:
+            await stack.enter_async_context(_beside(watch_destinations(use.destinations)))
+        if kind == "emails":
+            for complaint in complaints(use.settings):
+                log.warning(complaint)
+            await stack.enter_async_context(_beside(watch_suppressions(room)))
         yield room
 
 
@@ -175,8 +196,20 @@ async def run_progress(settings: Settings) -> int:
         intake = Intake(handle, never, limit=settings.process.queue_concurrency)
         for dlq in DLQS:
             _agent(app, dlq, settings, intake)
-        async with _beside(view.run()):
+        reconciler = Reconciler(view, use, _owned(app, settings))
+        async with _beside(view.run()), _beside(reconciler.run()):
             return await run(app, [intake])
+
+
+def _owned(app: App, settings: Settings) -> Callable[[UUID], bool]:
+    """Whether the operation's events are read here, and the table has been recovered."""
+    topic = settings.kafka.kafka_topic_prefix + PROGRESS_EVENTS.name
+
+    def owns(operation: UUID) -> bool:
+        partition = partition_of(str(operation).encode(), settings.kafka.kafka_partitions)
+        return app.tables.recovery.completed.is_set() and TP(topic, partition) in app.assignor.assigned_actives()
+
+    return owns
 
 
 WORKERS: dict[str, Starter] = {

@@ -10,7 +10,8 @@ from api.auth import user_of
 from api.bodies import read_body
 from api.depends import Caller, IdempotencyKey, NamedUser, Use
 from api.document import component
-from api.mail_tasks import read_mails, to_tasks
+from api.mail_parts import check_stored
+from api.mail_tasks import finished_mails, read_mails, templates, to_tasks
 from api.resources import Resources
 from core.errors import InvalidInput, Unavailable
 from schemas.http.mails import MAILS_MAX_BYTES, SingleMails, SingleMailsAccepted
@@ -49,17 +50,18 @@ async def send(
     if None not in (named, asked.user_id) and named != asked.user_id:
         raise InvalidInput("userId", "the query and the body name different users")
     user = user_of(key, named or asked.user_id)
-    ids, messages = await to_tasks(asked, user, idempotency_key)
+    ids, messages = await to_tasks(await finished_mails(asked), user, idempotency_key)
+    await check_stored(use, user, templates(asked))
     lane = Lane(asked.lane)
 
     async def publish() -> SingleMailsAccepted:
-        await _publish(use, lane, user, messages)
+        await publish_tasks(use, lane, user, messages)
         return SingleMailsAccepted(lane=lane, ids=list(ids))
 
     return await Writing(use, user, idempotency_key, request, response).in_steps(SingleMailsAccepted, publish, asked)
 
 
-async def _publish(use: Resources, lane: Lane, user: UserId, messages: list[bytes]) -> None:
+async def publish_tasks(use: Resources, lane: Lane, user: UserId, messages: list[bytes]) -> None:
     """Raises Unavailable when the broker has not said in time that it has all of them."""
     topic = TOPICS[lane]
     # Not cut off: the producer sees it through, or ends it, by itself.

@@ -114,4 +114,8 @@ def _answer(mail: FoundMail) -> MailAnswer:
             for one in mail.attempts
         ],
         reason=mail.reason,
+        bounced_at=mail.bounced_at,
+        bounce_class=mail.bounce_class,
+        bounce_reason=mail.bounce_reason,
+        complained_at=mail.complained_at,
     )

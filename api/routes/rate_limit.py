@@ -8,9 +8,12 @@ from fastapi import APIRouter, Query, Response
 
 from api.depends import Caller, Use, User
 from api.limits import limit_headers
+from api.paces import free_all, free_destination, paces, slowest
 from api.resources import Resources
 from core.errors import NotAllowed, NotFound
-from core.limits import Limit, Rate, SharedRates, factor_key, limits_of, shared_limit
+from core.limits import Limit, Rate, SharedRates, limits_of, shared_limit
+from core.mx_groups import mx_group
+from schemas.http.base import NO_CONTROLS
 from schemas.http.limits import (
     LimitCheck,
     LimitChecked,
@@ -42,6 +45,7 @@ from store.limits import (
 
 router = APIRouter(prefix="/api/queue/rate-limit", tags=["limits"])
 
+Text = Annotated[str, Query(min_length=1, max_length=255, pattern=NO_CONTROLS)]
 Name = Annotated[LimitName | None, Query(description="One of them; without it all.")]
 
 
@@ -54,6 +58,7 @@ async def look(user: User, use: Use, name: Name = None) -> RateLimits:
         adaptive=use.settings.limits.limit_adaptive,
         limits=[await _status(use, user, one) for one in names],
         shared=await _relay_status(use) if LimitName.EMAIL_SENDING in names else [],
+        relays=await paces(use, user) if LimitName.EMAIL_SENDING in names else [],
     )
 
 
@@ -73,7 +78,7 @@ async def check(user: User, use: Use, wanted: LimitCheck, response: Response) ->
             retry_after=None,
             factor=1.0,
         )
-    factor = _factor(use, user, wanted.name)
+    factor = await _factor(use, user, wanted.name)
     ask = use.limiter.take if wanted.take else use.limiter.peek_one
     grant = await ask(limits, wanted.tokens, factor)
     response.headers.update(limit_headers(wanted.name, limits[-1].rate, grant))
@@ -94,15 +99,26 @@ async def check(user: User, use: Use, wanted: LimitCheck, response: Response) ->
 
 @router.delete("")
 async def reset(key: Caller, user: User, use: Use, name: Name = None) -> LimitsReset:
-    """As if the user had taken nothing, in this hour and day either. Service and admin keys only."""
+    """As if the user had taken nothing, in this hour and day either, and nothing had slowed down its mails. Service and admin
+    keys only.
+    """
     _not_a_users(key)
     names = [name] if name is not None else list(LimitName)
     for one in names:
         limits, _ = await _limits(use, user, one)
         await use.limiter.reset(limits)
     if LimitName.EMAIL_SENDING in names:
-        await use.factors.forget([factor_key(user, use.settings.sending.relay)])
+        await free_all(use, user)
     return LimitsReset(names=names)
+
+
+@router.delete("/destinations", status_code=204)
+async def free(key: Caller, user: User, use: Use, relay: Text, destination: Text, shared: bool | None = None) -> None:
+    """One that is lowered is as fast as before, everywhere within a second. `destination` may be any domain of its group;
+    `shared` tells apart two relays of one name. Service and admin keys only.
+    """
+    _not_a_users(key)
+    await free_destination(use, user, relay, shared, mx_group(destination.strip().lower()))
 
 
 @router.put("")
@@ -160,9 +176,8 @@ async def _limits(use: Resources, user: UserId, name: LimitName) -> tuple[list[L
     return limits_of(name, user, rate, use.settings.limits.limit_bulk_share), rate
 
 
-def _factor(use: Resources, user: UserId, name: LimitName) -> str | None:
-    adaptive = use.settings.limits.limit_adaptive and name is LimitName.EMAIL_SENDING
-    return factor_key(user, use.settings.sending.relay) if adaptive else None
+async def _factor(use: Resources, user: UserId, name: LimitName) -> str | None:
+    return await slowest(use, user) if name is LimitName.EMAIL_SENDING else None
 
 
 async def _status(use: Resources, user: UserId, name: LimitName) -> LimitStatus:
@@ -171,7 +186,7 @@ async def _status(use: Resources, user: UserId, name: LimitName) -> LimitStatus:
         own = user in await overrides(connection, name, [user])
     if rate is None:
         return LimitStatus(name=name, limit=None, overridden=own)
-    factor = _factor(use, user, name)
+    factor = await _factor(use, user, name)
     levels = await use.limiter.look([(limit, factor) for limit in limits])
     fewest = min((part for level in levels for part in level.parts), key=lambda part: part.remaining)
     return LimitStatus(

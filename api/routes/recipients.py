@@ -51,4 +51,6 @@ def _answer(one: Recipient) -> RecipientAnswer:
         relay=one.relay,
         outcome_at=one.outcome_at,
         due_at=one.due_at,
+        bounced_at=one.bounced_at,
+        complained_at=one.complained_at,
     )

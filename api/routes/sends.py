@@ -8,6 +8,7 @@ from time import monotonic
 from typing import Annotated, Final
 from uuid import UUID
 
+import msgspec
 from fastapi import APIRouter, Header, Query, Request
 from pydantic import ValidationError
 from uuid_utils.compat import uuid7
@@ -18,6 +19,7 @@ from api.bodies import read_body
 from api.depends import After, Caller, IdempotencyKey, Limit, NamedUser, Use, User
 from api.document import component
 from api.errors import invalid_body
+from api.mail_parts import check_stored, finished_template
 from api.orders import Order, settled
 from api.recipients import check
 from api.resources import Resources
@@ -36,9 +38,11 @@ from schemas.http.sends import (
     SendPage,
     SendRequest,
     SendRetried,
+    Template,
 )
 from schemas.ids import SendId, UserId
 from schemas.states import KeyScope, OperationKind, SendState
+from store.attachments import use_attachments
 from store.postgres import Connection
 from store.progress import start_progress
 from store.relays import relay_names
@@ -104,11 +108,13 @@ async def start(
         raise InvalidInput("userId", "the query and the order name different users")
     user = user_of(key, named or in_body)
     relays = await _relays(use, user) if order.order.relay is not None else []
-    new = _new_send(user, order, relays, idempotency_key)
+    template = await finished_template(order.order.template, order.order.inline_css)
+    new = _new_send(user, order, template, relays, idempotency_key)
+    await check_stored(use, user, [("template", order.order.template)])
     if order.recipients is not None:
         await check(order.recipients)
     first = await first_rows(body.stream) if body.stream is not None else []
-    send_id = await _create(use, new)
+    send_id = await _create(use, new, {one.id for one in order.order.template.attachments})
     if order.recipients is not None:
         receipt = await fill(use, user, send_id, order.recipients)
     elif body.stream is not None:
@@ -125,8 +131,11 @@ async def _relays(use: Resources, user: UserId) -> list[str]:
         return await relay_names(connection, user)
 
 
-def _new_send(user: UserId, order: Order, relays: Sequence[str], idempotency_key: str | None) -> NewSend:
+def _new_send(
+    user: UserId, order: Order, template: Template, relays: Sequence[str], idempotency_key: str | None
+) -> NewSend:
     asked = settled(order.order, relays, datetime.now(UTC))
+    stored = template.model_dump(mode="json", exclude_none=True) | {"missingVariables": asked.missing_variables}
     return NewSend(
         id=SendId(uuid7()),
         user_id=user,
@@ -135,7 +144,7 @@ def _new_send(user: UserId, order: Order, relays: Sequence[str], idempotency_key
         request_hash=order.request_hash,
         priority=asked.priority,
         on_doubt=asked.on_doubt,
-        template=asked.template.model_dump_json(exclude_none=True),
+        template=msgspec.json.encode(stored).decode(),
         sender=asked.sender.model_dump_json(exclude_none=True),
         selection=asked.selection.model_dump_json(by_alias=True) if asked.selection is not None else None,
         relay=asked.relay,
@@ -143,10 +152,12 @@ def _new_send(user: UserId, order: Order, relays: Sequence[str], idempotency_key
     )
 
 
-async def _create(use: Resources, new: NewSend) -> SendId:
+async def _create(use: Resources, new: NewSend, attachments: set[UUID]) -> SendId:
     """The new send, or the one that the same request has made before: receiving again, where it had broken off."""
     async with use.database.transaction() as connection:
         if await create_send(connection, new):
+            if attachments != await use_attachments(connection, [(new.id, new.user_id, one) for one in attachments]):
+                raise InvalidInput("template.attachments", "one of them has just been removed", "not_found")
             await start_progress(connection, new.id, new.user_id, OperationKind.SEND, SendState.RECEIVING)
             return new.id
         assert new.idempotency_key is not None  # nothing else can be in the way

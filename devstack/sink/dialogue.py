@@ -1,5 +1,6 @@
 """The commands of one SMTP connection and their replies (RFC 5321), without its bytes and without its mails' content."""
 
+import ssl
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -28,17 +29,21 @@ class Sink:
     book: Book
     play: Play = field(default_factory=lambda: Play(Script()))
     sessions: set[Speaker] = field(default_factory=set)
+    tls: ssl.SSLContext | None = None
+    """With one, STARTTLS is offered."""
 
 
 class Dialogue:
-    """`command` takes a line; replies gather in `out`. `in_content` says that a mail's content comes next, `closed` that the
-    connection ends after the replies."""
+    """`command` takes a line; replies gather in `out`. `in_content` says that a mail's content comes next, `starting_tls` that
+    the client's handshake does, `closed` that the connection ends after the replies."""
 
-    def __init__(self, sink: Sink) -> None:
+    def __init__(self, sink: Sink, *, secure: bool = False) -> None:
         self.sink = sink
         self.out: list[bytes] = []
         self.in_content = False
+        self.starting_tls = False
         self.closed = False
+        self._secure = secure
         self._greeted = False
         self.forget_mail()
 
@@ -55,7 +60,11 @@ class Dialogue:
     def command(self, line: bytes) -> None:
         handler = _HANDLERS.get(line[:4].upper())
         if handler is None or line[4:5].isalnum():
-            known = line.split(b" ", 1)[0].upper() in _NOT_HERE
+            verb = line.split(b" ", 1)[0].upper()
+            if verb == b"STARTTLS" and self.sink.tls is not None:
+                self._starttls(line)
+                return
+            known = verb in _NOT_HERE
             self.refuse("command", b"502 5.5.1 not implemented" if known else b"500 5.5.2 unknown command")
         else:
             handler(self, line)
@@ -88,8 +97,22 @@ class Dialogue:
             return
         hidden = self.sink.play.script.hide
         lines = [b"sink", *(text for name, text in _EXTENSIONS.items() if name not in hidden)]
+        if self.sink.tls is not None and not self._secure and "STARTTLS" not in hidden:
+            lines.append(b"STARTTLS")
         self.out += [b"250-" + text + b"\r\n" for text in lines[:-1]]
         self.out.append(b"250 " + lines[-1] + b"\r\n")
+
+    def _starttls(self, line: bytes) -> None:
+        if self._secure:
+            self.refuse("starttls", b"503 5.5.1 TLS has begun already")
+        elif len(line) > len(b"STARTTLS"):
+            self.refuse("starttls", b"501 5.5.4 STARTTLS takes no argument")
+        else:
+            # RFC 3207 4.2: what was learned before counts for nothing.
+            self._greeted = False
+            self.forget_mail()
+            self._secure = self.starting_tls = True
+            self.out.append(b"220 2.0.0 go ahead\r\n")
 
     def _mail(self, line: bytes) -> None:
         if not self._greeted:

@@ -10,7 +10,7 @@ from typing import Annotated, Literal, Self, get_args
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Stage = Literal["connect", "mail", "rcpt", "data", "content", "end", "taken"]
-Extension = Literal["PIPELINING", "8BITMIME", "SMTPUTF8", "SIZE"]
+Extension = Literal["PIPELINING", "8BITMIME", "SMTPUTF8", "SIZE", "STARTTLS"]
 
 
 class Rule(BaseModel):

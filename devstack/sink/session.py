@@ -13,14 +13,15 @@ _END = b"\r\n.\r\n"
 
 
 class Session(asyncio.Protocol):
-    def __init__(self, sink: Sink) -> None:
+    def __init__(self, sink: Sink, *, secure: bool = False) -> None:
+        """`secure`: TLS has begun before the first byte."""
         self._sink = sink
-        self._dialogue = Dialogue(sink)
+        self._dialogue = Dialogue(sink, secure=secure)
         self._in = bytearray()
         self._at = 0  # up to here _in is used up
         self._searched = 0  # up to here _in holds no end of the content
         self._too_big = False
-        self._waiting: asyncio.TimerHandle | None = None
+        self._waiting: asyncio.TimerHandle | asyncio.Task[None] | None = None  # for a late reply, or for a handshake
         self._transport: asyncio.Transport
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -59,6 +60,24 @@ class Session(asyncio.Protocol):
             self._searched -= self._at
             self._at = 0
         self._flush()
+        if dialogue.starting_tls:
+            dialogue.starting_tls = False
+            # What was pipelined behind STARTTLS may be another's, put in front of the client's own commands (CVE-2011-0411).
+            self._in.clear()
+            self._transport.pause_reading()
+            self._waiting = asyncio.get_running_loop().create_task(self._start_tls())
+
+    async def _start_tls(self) -> None:
+        loop = asyncio.get_running_loop()
+        assert self._sink.tls is not None
+        try:
+            secured = await loop.start_tls(self._transport, self, self._sink.tls, server_side=True)
+        except OSError:  # also ssl.SSLError: the client gave up, or spoke something else
+            self._transport.close()
+            return
+        self._transport = cast(asyncio.Transport, secured)
+        self._waiting = None
+        self._work()  # what came in one packet with the end of the handshake
 
     def _flush(self) -> None:
         out = self._dialogue.out
@@ -84,7 +103,7 @@ class Session(asyncio.Protocol):
             # The line end of DATA is also the first of CRLF.CRLF when the content is empty.
             self._at = self._searched = end
             self._too_big = False
-        return True
+        return not self._dialogue.starting_tls
 
     def _read_content(self) -> bool:
         """False when more of it has yet to come."""

@@ -134,6 +134,7 @@ class ErasedRows(Http):
     dead_letters: int
     suppressions: int
     checkpoints: int
+    feedback_events: int
 
 
 class Erased(Http):

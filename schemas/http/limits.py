@@ -57,7 +57,7 @@ class LimitLevel(Http):
 class LimitStatus(Http):
     """`limit` is what is in force, null: none. `remaining` and `full_in` are of the kind that has the fewest left. Of mails
     `level` is what all of them share, `bulk` what campaigns may have of it, and `remaining` what a campaign has; `factor` slows
-    both down while the relay defers or the database is slow.
+    both down while a relay defers or the database is slow: it is that of the slowest of the user's relays.
     """
 
     name: LimitName
@@ -85,15 +85,38 @@ class SharedLimitStatus(SharedLimit):
     level: LimitLevel
 
 
+class LoweredDestination(Http):
+    """A recipients' domain, or a group of domains (`gmail`), that holds mails up by policy. In seconds: none of the user's
+    mails goes there for `held_for`, and in `over_in` they go as fast as before. `rate`: mails a second, now or after that.
+    """
+
+    destination: str
+    held_for: float
+    rate: float
+    over_in: float
+
+
+class RelayPace(Http):
+    """What is slowed down at a relay: all of the user's mails by `factor`, where the user has a limit, and those to some
+    destinations. `shared`: the relay is everybody's.
+    """
+
+    relay: str
+    shared: bool
+    factor: float
+    destinations: list[LoweredDestination]
+
+
 class RateLimits(Http):
     """`enabled`: false where limits are switched off as a whole; nothing is limited then. `shared` has the relay's, which all
-    users' mails pass.
+    users' mails pass. `relays` are those at which the user is slowed down; null while Redis is away.
     """
 
     enabled: bool
     adaptive: bool
     limits: list[LimitStatus]
     shared: list[SharedLimitStatus]
+    relays: list[RelayPace] | None
 
 
 class LimitCheck(Http):

@@ -7,10 +7,12 @@ from uuid import UUID
 from pydantic import Field, StringConstraints
 
 from schemas.http.base import Http, IdText, KeyText, LineText
-from schemas.http.sends import Sender, Template
+from schemas.http.sends import INLINE_CSS, MISSING_VARIABLES, Sender, Template
 from schemas.states import (
+    BounceClass,
     Lane,
     MailState,
+    MissingVariables,
     OnDoubt,
 )
 
@@ -43,6 +45,8 @@ class SingleMails(Http):
     lane: Literal["bulk", "transactional"] = "bulk"
     template: Template | None = Field(None, description="Of mails without their own.")
     sender: Sender | None = Field(None, description="Of mails without their own.")
+    missing_variables: MissingVariables = Field(MissingVariables.LENIENT, description=MISSING_VARIABLES)
+    inline_css: bool = Field(True, description=INLINE_CSS)
     emails: list[SingleMail] = Field(min_length=1, max_length=MAILS_MAX)
 
 
@@ -84,7 +88,8 @@ class MailAttempt(Http):
 
 class MailAnswer(Http):
     """`email` is null when the address was erased. `attempts`: the first one first. `reason` says why a mail ended without one:
-    it could not be rendered, or was suppressed. `campaign_id` is null for single mails, whose `send_id` is that of their day.
+    it could not be rendered, or was suppressed. `bounced_at` and `complained_at` were told after it had been handed over: the
+    state stays. `campaign_id` is null for single mails, whose `send_id` is that of their day.
     """
 
     send_id: UUID
@@ -100,6 +105,10 @@ class MailAnswer(Http):
     outcome_at: datetime | None
     attempts: list[MailAttempt]
     reason: str | None
+    bounced_at: datetime | None
+    bounce_class: BounceClass | None
+    bounce_reason: str | None
+    complained_at: datetime | None
 
 
 class MailPage(Http):

@@ -13,7 +13,8 @@ from schemas.states import (
 class OperationProgress(Http):
     """`done` of `total` rows or mails have an end; `total` is null until all of them are known.
 
-    `rate_per_second` is the average since the start; `eta_seconds` is null where it cannot be told.
+    `rate_per_second` is the average since the start, `rate_now` that of the last ten seconds, null where nobody has measured
+    it. `eta_seconds` is null where it cannot be told, and `eta_basis` the rate it goes by.
     """
 
     id: UUID
@@ -23,7 +24,9 @@ class OperationProgress(Http):
     done: int
     counts: dict[str, int]
     rate_per_second: float
+    rate_now: float | None
     eta_seconds: float | None
+    eta_basis: Literal["now", "average"] | None
     started_at: datetime
     updated_at: datetime
     ended_at: datetime | None

@@ -7,31 +7,55 @@ from uuid import UUID
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from schemas.http.base import NO_CONTROLS, Http, IdText, KeyText, LineText, Tag
+from schemas.messages import ATTACHMENTS_MAX
 from schemas.states import (
     BatchState,
     MailState,
+    MissingVariables,
     OnDoubt,
     SendState,
 )
 
 SEND_MAX_BYTES = 32 * 1024 * 1024
 """Of a campaign send as one JSON object. More recipients than fit: as a stream, or stored leads, by a selection."""
+MISSING_VARIABLES = "lenient: a missing variable is empty. strict: the mail of whom it is missing for fails, no other."
+INLINE_CSS = "Whether the CSS of <style> is written into the style attributes, where that changes no mail's meaning."
 SEND_ORDER_MAX_BYTES = 2 * 1024 * 1024
 """Of a streamed send: everything but its recipients."""
 
 
+class TemplateAttachment(Http):
+    """One that was uploaded before. `filename`: what it is called in these mails. With `inline` it is shown by the HTML, as
+    `cid:` and this.
+    """
+
+    id: UUID
+    filename: LineText | None = None
+    inline: Annotated[str, StringConstraints(min_length=1, max_length=120)] | None = None
+
+
 class Template(Http):
-    """minijinja, tried once before anything is accepted. One of html and text at least."""
+    """minijinja, tried once before anything is accepted. One of html and text at least. `headers` are the same in each mail:
+    X-… and some others; which, says the answer to one that cannot be given.
+    """
 
     subject: str
     html: str | None = None
     text: str | None = None
+    headers: dict[str, str] = Field({})
+    attachments: list[TemplateAttachment] = Field([], max_length=ATTACHMENTS_MAX)
 
 
 class Sender(Http):
+    """`email` is the header From. `sender` is the header Sender, of who sends in the name of somebody else; `return_path` is
+    the envelope sender, where bounces go: without it `email`.
+    """
+
     email: str
     name: LineText = ""
     reply_to: str | None = None
+    sender: str | None = None
+    return_path: str | None = None
 
 
 AttributeKey = Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=NO_CONTROLS)]
@@ -93,6 +117,8 @@ class SendOrder(Http):
     on_doubt: OnDoubt = OnDoubt.RESEND
     start_at: AwareDatetime | None = None
     relay: LineText | None = None
+    missing_variables: MissingVariables = Field(MissingVariables.LENIENT, description=MISSING_VARIABLES)
+    inline_css: bool = Field(True, description=INLINE_CSS)
 
 
 class SendRequest(SendOrder):
@@ -199,7 +225,9 @@ class RecipientQuery(RecipientConditions):
 
 
 class RecipientAnswer(Http):
-    """`id` is the caller's own. `code`, `reply` and `relay` are of the last attempt; of an invalid one `reply` says why."""
+    """`id` is the caller's own. `code`, `reply` and `relay` are of the last attempt; of an invalid one `reply` says why.
+    `bounced_at` and `complained_at` were told after it had been handed over: the state stays.
+    """
 
     position: int
     id: str | None
@@ -213,6 +241,8 @@ class RecipientAnswer(Http):
     relay: str | None
     outcome_at: datetime | None
     due_at: datetime | None
+    bounced_at: datetime | None
+    complained_at: datetime | None
 
 
 class RecipientPage(Http):

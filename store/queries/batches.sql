@@ -17,9 +17,9 @@ SELECT template, sender FROM campaign_sends WHERE id = $1 AND user_id = $2
 -- mail, without its address, never may. Who unsubscribed or complained still gets transactional mail.
 SELECT m.position, m.recipient_id, m.email, m.email_key, m.name, m.variables, m.content, m.attempts,
        coalesce(extract(epoch FROM now() - m.failing_since), 0)::double precision AS failing_for,
-       m.email = '' OR EXISTS (SELECT FROM suppressions x, privacy_key k
-               WHERE x.user_id IN ($2, '') AND x.email_key IN (m.email_key, erased_key(k.key, $2, m.email_key))
-                 AND ($5 <> 'transactional' OR x.reason NOT IN ('unsubscribe', 'complaint'))) AS stopped
+       m.email = '' OR EXISTS (SELECT FROM suppressed_by($2, m.email_key) AS x
+                              WHERE $5 <> 'transactional' OR x.reason NOT IN ('unsubscribe', 'complaint')) AS stopped,
+       m.mail_id
 FROM email_sends m
 WHERE m.send_id = $1 AND m.user_id = $2 AND m.position >= $3 AND m.position < $4 AND m.state = 'queued'
 ORDER BY m.position
@@ -28,9 +28,9 @@ ORDER BY m.position
 -- As read_batch, for a batch of deferred mails.
 SELECT m.position, m.recipient_id, m.email, m.email_key, m.name, m.variables, m.content, m.attempts,
        coalesce(extract(epoch FROM now() - m.failing_since), 0)::double precision AS failing_for,
-       m.email = '' OR EXISTS (SELECT FROM suppressions x, privacy_key k
-               WHERE x.user_id IN ($2, '') AND x.email_key IN (m.email_key, erased_key(k.key, $2, m.email_key))
-                 AND ($4 <> 'transactional' OR x.reason NOT IN ('unsubscribe', 'complaint'))) AS stopped
+       m.email = '' OR EXISTS (SELECT FROM suppressed_by($2, m.email_key) AS x
+                              WHERE $4 <> 'transactional' OR x.reason NOT IN ('unsubscribe', 'complaint')) AS stopped,
+       m.mail_id
 FROM email_sends m
 WHERE m.send_id = $1 AND m.user_id = $2 AND m.position = ANY ($3::integer[]) AND m.state = 'queued'
 ORDER BY m.position
@@ -99,7 +99,7 @@ FROM (
 UPDATE campaign_send_batches b SET state = 'done', done_at = now()
 FROM campaign_sends s WHERE b.id = ANY ($1::uuid[]) AND s.id = b.send_id
 RETURNING b.id, b.send_id, b.user_id, b.number, b.sent, b.bounced, b.failed, b.unknown, b.suppressed, b.cancelled, b.deferred,
-          coalesce(cardinality(b.positions), 0) AS retried, s.lane
+          coalesce(cardinality(b.positions), 0) AS retried, s.lane, s.campaign_id
 
 -- name: return_batches
 -- Untouched rows go back to release, each batch after its delay in seconds. The caller has fenced them in the same
@@ -114,6 +114,16 @@ UPDATE email_sends m SET tried = false FROM returned r JOIN campaign_sends s ON 
 WHERE m.send_id = r.send_id AND m.position >= r.first_position AND m.position < r.end_position
   AND (r.positions IS NULL OR m.position = ANY (r.positions)) AND m.tried AND m.state = 'queued'
 
+-- name: old_claims
+-- What an incarnation has held for so many seconds (campaign_send_batches_claimed).
+SELECT id FROM campaign_send_batches WHERE worker = $1 AND state = 'claimed' AND claimed_at < now() - make_interval(secs => $2)
+
+-- name: return_forgotten
+-- Claims whose answer was lost, and which nobody made again: nothing of them was begun. Not one that was claimed anew meanwhile.
+UPDATE campaign_send_batches SET state = 'returned', not_before = now()
+WHERE id = ANY ($1::uuid[]) AND worker = $2 AND state = 'claimed' AND claimed_at < now() - make_interval(secs => $3)
+RETURNING user_id
+
 -- name: stopped_sends
 -- Of sends that a worker has batches of: those that do not run any more (primary key).
 SELECT id FROM campaign_sends WHERE id = ANY ($1::uuid[]) AND state <> 'running'
@@ -121,9 +131,26 @@ SELECT id FROM campaign_sends WHERE id = ANY ($1::uuid[]) AND state <> 'running'
 -- name: mark_batches_announced
 UPDATE campaign_send_batches SET announced_at = now() WHERE id = ANY ($1::uuid[])
 
+-- name: batch_outcomes
+-- What the rows say of the mails of batches that have ended (primary keys; OFFSET 0: batch by batch, or all months would be read):
+-- for whoever announces what another process ended.
+-- Left out: what ended on its way in, before any batch; what only waits for a limit, which is no news; and what a later batch has
+-- had since, which tells of it.
+SELECT b.id, m.position, m.state, (extract(epoch FROM m.outcome_at) * 1000)::bigint, m.recipient_id, m.mail_id,
+       CASE WHEN m.state <> 'sent' THEN m.code END, CASE WHEN m.state <> 'sent' THEN m.reply END
+FROM campaign_send_batches b CROSS JOIN LATERAL (
+  SELECT * FROM email_sends e
+  WHERE e.send_id = b.send_id AND e.position >= b.first_position AND e.position < b.end_position
+    AND (b.positions IS NULL OR e.position = ANY (b.positions)) AND e.outcome_at <= b.done_at
+    AND e.state IN ('sent', 'bounced', 'failed', 'unknown', 'suppressed', 'cancelled', 'deferred')
+    AND NOT (e.state = 'suppressed' AND e.reply IS NULL)
+    AND NOT (e.state = 'deferred' AND e.attempted_at IS DISTINCT FROM e.outcome_at)
+  OFFSET 0) AS m
+WHERE b.id = ANY ($1::uuid[]) ORDER BY b.id, m.position
+
 -- name: unannounced_batches
 -- Partial index on done_at. Younger ones are still in the hands of the worker that ended them.
 SELECT b.id, b.send_id, b.user_id, b.number, b.sent, b.bounced, b.failed, b.unknown, b.suppressed, b.cancelled, b.deferred,
-       coalesce(cardinality(b.positions), 0) AS retried, s.lane
+       coalesce(cardinality(b.positions), 0) AS retried, s.lane, s.campaign_id
 FROM campaign_send_batches b JOIN campaign_sends s ON s.id = b.send_id
 WHERE b.done_at < now() - interval '5 seconds' AND b.announced_at IS NULL ORDER BY b.done_at LIMIT $1

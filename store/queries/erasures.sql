@@ -36,7 +36,8 @@ WITH page AS (
   WHERE m.user_id = $1 AND m.email_key = $2 ORDER BY m.send_id, m.position LIMIT $4 FOR UPDATE
 ), erased AS (
   UPDATE email_sends m
-  SET email = '', email_key = $3, name = '', variables = '{}', content = NULL, recipient_id = NULL, reply = NULL, history = NULL
+  SET email = '', email_key = $3, name = '', variables = '{}', content = NULL, recipient_id = NULL, reply = NULL, history = NULL,
+      bounce_reason = NULL
   FROM page WHERE m.send_id = page.send_id AND m.position = page.position
   RETURNING m.send_id, m.position, m.state
 )
@@ -73,15 +74,24 @@ WITH page AS MATERIALIZED (
 )
 SELECT max(p.row) AS last_row, (SELECT count(*) FROM erased)::integer AS erased FROM page p
 
+-- name: erase_failed_mails
+-- Behind erase_mails and in a statement of its own: of mails that failed until then ($2: what stands for the address;
+-- email_sends_address, dead_letters_of_mail). What the relay said may name the address. None of them can be replayed.
+UPDATE dead_letters d SET state = 'erased', error = 'erased'
+FROM email_sends m
+WHERE m.user_id = $1 AND m.email_key = $2 AND d.send_id = m.send_id AND d.position = m.position AND d.user_id = $1
+  AND (d.state <> 'erased' OR d.error NOT IN ('', 'erased'))
+RETURNING d.id
+
 -- name: erase_dead_letters
--- A page of all dead letters, by the primary key: they have no user. One that holds the address is this user's when it says
--- so, has the user's id as its key, or is of an import of the user's (lead_imports_by_user). Where it was, and why it could
+-- A page of all records among the dead letters, by the primary key: not each says whose it is. One that holds the address is
+-- this user's when it says so, has the user's id as its key, or is of an import of the user's (lead_imports_by_user). Where it was, and why it could
 -- not be used, stays.
 WITH page AS MATERIALIZED (
   SELECT d.id, encode(d.key, 'escape') AS key,
          concat_ws(E'\n', encode(d.key, 'escape'), encode(d.value, 'escape'),
                    encode(convert_to(d.headers::text || E'\n' || d.error, 'UTF8'), 'escape')) AS said
-  FROM dead_letters d WHERE $2::uuid IS NULL OR d.id > $2 ORDER BY d.id LIMIT $6
+  FROM dead_letters d WHERE d.send_id IS NULL AND ($2::uuid IS NULL OR d.id > $2) ORDER BY d.id LIMIT $6
 ), mine AS (
   SELECT p.id FROM page p
   WHERE CASE WHEN EXISTS (SELECT FROM unnest($3::text[]) AS part WHERE strpos(lower(p.said), part) > 0)
@@ -90,7 +100,7 @@ WITH page AS MATERIALIZED (
                OR EXISTS (SELECT FROM lead_imports i WHERE i.user_id = $1 AND i.id::text = split_part(p.key, ':', 1))) END
 ), erased AS (
   UPDATE dead_letters d
-  SET value = NULL, key = CASE WHEN encode(d.key, 'escape') !~* $4 THEN d.key END, error = 'erased',
+  SET state = 'erased', publish_at = NULL, value = NULL, key = CASE WHEN encode(d.key, 'escape') !~* $4 THEN d.key END, error = 'erased',
       headers = (SELECT coalesce(jsonb_object_agg(h.key, h.value), '{}') FROM jsonb_each_text(d.headers) AS h
                  WHERE h.key NOT IN ('x-exception-message', 'x-exception-stacktrace')
                    AND encode(convert_to(h.key || ' ' || h.value, 'UTF8'), 'escape') !~* $4)

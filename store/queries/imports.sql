@@ -122,9 +122,19 @@ UPDATE lead_import_batches b SET announced_at = now()
 FROM unnest($1::uuid[], $2::integer[]) AS told (import_id, number)
 WHERE b.import_id = told.import_id AND b.number = told.number
 
+-- name: rejects_of_chunks
+-- Primary keys: the rejected rows of each chunk are a range of its import's.
+SELECT b.import_id, b.number, r.row, r.line, r.field, r.code
+FROM unnest($1::uuid[], $2::integer[]) AS g (import_id, number)
+JOIN lead_import_batches b ON b.import_id = g.import_id AND b.number = g.number
+CROSS JOIN LATERAL (
+  SELECT * FROM lead_rejects e WHERE e.import_id = b.import_id AND e.row >= b.first_row AND e.row < b.first_row + b.rows
+) AS r
+ORDER BY b.import_id, r.row
+
 -- name: unannounced_chunks
 -- Partial index on done_at. Younger ones are still in the hands of the worker that stored them.
-SELECT b.import_id, b.number, i.user_id, b.rows, b.state, b.stored, b.duplicate, b.rejected
+SELECT b.import_id, b.number, i.user_id, b.first_row, b.rows, b.state, b.stored, b.duplicate, b.rejected
 FROM lead_import_batches b JOIN lead_imports i ON i.id = b.import_id
 WHERE b.done_at < now() - interval '10 seconds' AND b.announced_at IS NULL
 ORDER BY b.done_at LIMIT $1
@@ -167,3 +177,21 @@ FROM (SELECT b.first_row, b.rows, b.number - row_number() OVER (ORDER BY b.numbe
       FROM lead_imports i JOIN lead_import_batches b ON b.import_id = i.id
       WHERE i.id = $1 AND i.user_id = $2) AS numbered
 GROUP BY island ORDER BY 1
+
+-- name: published_chunks
+-- Of imports that are not over, those that nobody has stored (lead_imports_unfinished, lead_import_batches_open).
+SELECT b.import_id, b.number FROM lead_imports i JOIN lead_import_batches b ON b.import_id = i.id
+WHERE i.state IN ('receiving', 'received') AND b.state = 'published'
+
+-- name: lose_chunks
+-- Kafka has lost them. Their rows go, or the same upload would pass them over; what has been stored meanwhile stays.
+WITH lost AS (
+  DELETE FROM lead_import_batches b USING unnest($1::uuid[], $2::integer[]) AS gone (import_id, number)
+  WHERE b.import_id = gone.import_id AND b.number = gone.number AND b.state = 'published'
+  RETURNING b.import_id, b.first_row, b.rows
+), broken AS (
+  UPDATE lead_imports i SET state = 'incomplete', ended_at = now()
+  WHERE i.id IN (SELECT import_id FROM lost) AND i.state IN ('receiving', 'received')
+)
+SELECT lost.import_id, i.user_id, lost.first_row, lost.rows FROM lost JOIN lead_imports i ON i.id = lost.import_id
+ORDER BY lost.import_id, lost.first_row

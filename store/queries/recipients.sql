@@ -3,7 +3,7 @@
 -- one looked at comes in any case: from there the next slice goes on. No index has the state or the code: each outcome would
 -- pay for it.
 SELECT position, recipient_id, email, name, state, attempts, code, enhanced_code, reply, relay, outcome_at, due_at,
-       fits, number = $5 AS last
+       bounced_at, complained_at, fits, number = $5 AS last
 FROM (
   SELECT m.*, row_number() OVER (ORDER BY m.position) AS number,
          ($7::text IS NULL OR m.state = $7) AND ($8::integer IS NULL OR m.code = $8) AS fits
@@ -14,7 +14,8 @@ WHERE fits OR number = $5 ORDER BY position LIMIT $6
 
 -- name: recipients_of_address
 -- As above, of one address (email_sends_address): few, one of them no duplicate.
-SELECT position, recipient_id, email, name, state, attempts, code, enhanced_code, reply, relay, outcome_at, due_at
+SELECT position, recipient_id, email, name, state, attempts, code, enhanced_code, reply, relay, outcome_at, due_at,
+       bounced_at, complained_at
 FROM email_sends
 WHERE send_id = $1 AND user_id = $2 AND email_key = $3 AND position >= $4 AND position < $5
   AND ($6::text IS NULL OR state = $6) AND ($7::integer IS NULL OR code = $7)
@@ -33,11 +34,12 @@ SELECT state, recipients FROM campaign_sends WHERE id = $1 AND user_id = $2 AND 
 -- which would read them as its own (campaign_send_batches_open), and what ended after $6, so that the same request does it once.
 -- The attempt before stays where it is, as with each deferral; a mail that ended without one takes the reason to its history.
 -- A batch of no mails, done from the start, takes the ends back: sums over batches stay right. Its event, which maintenance
--- tells, does the same for the live view.
+-- tells, does the same for the live view. The dead letters of failed ones are replayed by it (dead_letters_of_mail).
 WITH found AS (
   SELECT m.position, m.state,
-         EXISTS (SELECT FROM suppressions x, privacy_key k
-                 WHERE x.user_id IN ($2, '') AND x.email_key IN (m.email_key, erased_key(k.key, $2, m.email_key)))
+         EXISTS (SELECT FROM suppressed_by($2, m.email_key) AS x
+                 WHERE x.reason NOT IN ('unsubscribe', 'complaint')
+                   OR (SELECT s.lane FROM campaign_sends s WHERE s.id = $1 AND s.user_id = $2) <> 'transactional')
            OR m.email = '' AS stopped
   FROM email_sends m
   WHERE m.send_id = $1 AND m.user_id = $2 AND m.position = ANY ($3::integer[]) AND m.state = ANY ($4::text[])
@@ -55,7 +57,10 @@ WITH found AS (
         coalesce(m.history, '[]') || jsonb_build_array(jsonb_build_object('at', m.outcome_at, 'reply', m.reply))
         ELSE m.history END
   FROM found f WHERE m.send_id = $1 AND m.position = f.position AND NOT f.stopped
-  RETURNING f.state
+  RETURNING f.state, f.position
+), closed AS (
+  UPDATE dead_letters d SET state = 'replayed', replays = d.replays + 1, replayed_at = now()
+  FROM again a WHERE d.send_id = $1 AND d.position = a.position AND d.user_id = $2 AND d.state = 'open' AND a.state = 'failed'
 ), counted AS (
   SELECT count(*)::integer AS mails, count(*) FILTER (WHERE state = 'failed')::integer AS failed,
          count(*) FILTER (WHERE state = 'bounced')::integer AS bounced,

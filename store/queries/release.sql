@@ -170,6 +170,12 @@ WHERE b.state = 'released' AND s.state = 'running'
   AND coalesce(b.published_at, b.released_at) < now() - make_interval(secs => 30 * power(2, least(b.publications, 6)))
 ORDER BY b.released_at LIMIT $1
 
+-- name: released_batches
+-- All that wait for a worker, in the order of their ids, behind $1 (campaign_send_batches_released).
+SELECT b.id, b.send_id, b.epoch, b.size, b.user_id, s.lane
+FROM campaign_send_batches b JOIN campaign_sends s ON s.id = b.send_id
+WHERE b.state = 'released' AND s.state = 'running' AND ($1::uuid IS NULL OR b.id > $1) ORDER BY b.id LIMIT $2
+
 -- name: lock_finished_sends
 -- Running sends with nothing left to release, under way or deferred (campaign_sends_running, then campaign_send_batches_open
 -- and email_sends_due: not a send's batches that are done). One of single mails gets more of them for all of its UTC day,

@@ -46,10 +46,7 @@ WITH send AS (
     WHEN given.email_key = '' THEN 'invalid'
     WHEN given.occurrence > 1 OR (
       SELECT true FROM email_sends e WHERE e.send_id = $1 AND e.email_key = given.email_key LIMIT 1) THEN 'duplicate'
-    WHEN (SELECT true FROM suppressions x
-          WHERE x.user_id IN (send.user_id, '') AND x.email_key IN (
-            given.email_key, erased_key((SELECT key FROM privacy_key), send.user_id, given.email_key)) LIMIT 1)
-      THEN 'suppressed'
+    WHEN (SELECT true FROM suppressed_by(send.user_id, given.email_key) LIMIT 1) THEN 'suppressed'
     ELSE 'queued' END AS state
   FROM send, given
 ), added AS (
@@ -104,10 +101,7 @@ WITH send AS (
   SELECT l.*, send.recipients + row_number() OVER (ORDER BY l.email_key)::integer - 1 AS position
   FROM send, looked_at l WHERE l.fits
 ), judged AS MATERIALIZED (
-  SELECT page.*, coalesce((
-    SELECT true FROM suppressions x
-    WHERE x.user_id IN (send.user_id, '') AND x.email_key IN (
-      page.email_key, erased_key((SELECT key FROM privacy_key), send.user_id, page.email_key)) LIMIT 1), false) AS stopped
+  SELECT page.*, coalesce((SELECT true FROM suppressed_by(send.user_id, page.email_key) LIMIT 1), false) AS stopped
   FROM send, page
 ), added AS (
   INSERT INTO email_sends (send_id, position, user_id, email, email_key, name, variables, state, outcome_at)

@@ -23,18 +23,16 @@ WITH given AS (
 ), judged AS MATERIALIZED (
   SELECT g.*, s.user_id, s.recipients + g.number AS position,
          CASE WHEN g.email_key = '' THEN 'invalid'
-              WHEN EXISTS (SELECT FROM suppressions x, privacy_key k
-                           WHERE x.user_id IN (s.user_id, '')
-                             AND x.email_key IN (g.email_key, erased_key(k.key, s.user_id, g.email_key))
-                             AND (s.lane <> 'transactional' OR x.reason NOT IN ('unsubscribe', 'complaint'))) THEN 'suppressed'
+              WHEN EXISTS (SELECT FROM suppressed_by(s.user_id, g.email_key) AS x
+                           WHERE s.lane <> 'transactional' OR x.reason NOT IN ('unsubscribe', 'complaint')) THEN 'suppressed'
               ELSE 'queued' END AS state
   FROM given g JOIN campaign_sends s ON s.id = g.send_id
 ), keyed AS (
   INSERT INTO mail_keys (id, user_id, send_id, position) SELECT id, user_id, send_id, position FROM judged ORDER BY id
 ), added AS (
-  INSERT INTO email_sends (send_id, position, user_id, recipient_id, email, email_key, name, variables, content, state,
+  INSERT INTO email_sends (send_id, position, user_id, recipient_id, email, email_key, name, variables, content, mail_id, state,
                            outcome_at, reply)
-  SELECT send_id, position, user_id, recipient_id, email, email_key, name, variables::jsonb, content::jsonb, state,
+  SELECT send_id, position, user_id, recipient_id, email, email_key, name, variables::jsonb, content::jsonb, id, state,
          CASE WHEN state <> 'queued' THEN now() END, CASE WHEN state = 'invalid' THEN reason END
   FROM judged
   RETURNING send_id, state

@@ -211,7 +211,15 @@ class Protocol(RuleBasedStateMachine):
 
     async def _empty(self) -> None:
         async with self.database.connection() as connection:
-            for table in ("campaign_sends", "email_sends", "mail_keys", "workers", "suppressions", "release_users"):
+            for table in (
+                "campaign_sends",
+                "email_sends",
+                "mail_keys",
+                "workers",
+                "suppressions",
+                "release_users",
+                "dead_letters",
+            ):
                 await connection.execute(f"DELETE FROM {table}")
         for process in self.processes:
             await self._begin(process)
@@ -1031,6 +1039,7 @@ class Protocol(RuleBasedStateMachine):
                 " FROM campaign_send_batches ORDER BY send_id, number"
             )
             sends = await connection.fetch("SELECT id, state, next_position, ended_at FROM campaign_sends")
+            letters = await connection.fetch("SELECT send_id, position FROM dead_letters WHERE state = 'open'")
             counts = {send: await send_counts(connection, send.id, send.user) for send in self.sends}
         for send in self.sends:
             rows = [row for row in mails if row["send_id"] == send.id]
@@ -1045,6 +1054,9 @@ class Protocol(RuleBasedStateMachine):
         assert {row["id"]: (row["state"], row["epoch"]) for row in batches if row["epoch"] > 0} == {
             batch.id: (batch.state, batch.epoch) for batch in self.batches.values()
         }
+        assert Counter((row["send_id"], row["position"]) for row in letters) == Counter(
+            (send.id, at) for send in self.sends for at, mail in enumerate(send.mails) if mail.state is MailState.FAILED
+        )
         for row in batches:
             life = self.batches[row["id"]].life
             assert row["state"] != BatchState.CLAIMED or (life is not None and row["worker"] == life.id)

@@ -136,6 +136,7 @@ async def test_an_erased_address_is_in_no_table_any_more(api: Api, client: httpx
         "deadLetters": 5,
         "suppressions": 1,
         "checkpoints": 1,
+        "feedbackEvents": 0,
     }
     assert (answer["mailsInHand"], answer["importsUnderWay"]) == (0, 1)
     async with ledger.connection() as connection:

@@ -9,11 +9,15 @@ import httpx
 import pytest
 from fastapi.routing import iter_route_contexts
 
+from core.dkim import new_pair
 from core.leads import RejectedRow
+from core.secrets import KeyRing
 from core.settings import Settings
 from schemas.ids import ImportId
-from schemas.states import KeyScope
+from schemas.states import DkimAlgorithm, DkimCanonicalization, KeyScope
+from store.dkim import NewKey, create_dkim_key
 from store.leads import add_rejects
+from store.queries import SQL
 from tests.integration.api_client import (
     CSV,
     EMAILS,
@@ -30,10 +34,20 @@ from tests.integration.api_client import (
 )
 from tests.orders import order
 
-OPEN = {"/healthz", "/readyz", "/openapi.json", "/docs", "/docs/oauth2-redirect", "/redoc"}
+FEEDBACK = "/api/webhooks/feedback/{source}"
+"""Who posts there signs."""
+OPEN = {"/healthz", "/readyz", "/openapi.json", "/docs", "/docs/oauth2-redirect", "/redoc", FEEDBACK}
+OPEN |= {"/u/{token}", "/u/{token}/undo"}  # for recipients, who have no key: the signed link is theirs (test_unsubscribe.py)
 RATE_LIMIT, RELAYS = "/api/queue/rate-limit", "/api/queue/relays"
+SOURCES = "/api/queue/feedback/sources"
+DKIM_KEYS = "/api/queue/dkim-keys"
+ATTACHMENTS = "/api/queue/attachments"
+DEAD_LETTERS = "/api/queue/dead-letters"
+WEBHOOKS = "/api/queue/webhooks"
 SHARED_LIMITS = f"{RATE_LIMIT}/shared"
 SINGLE = {"template": {"subject": "Hi", "text": "Hi"}, "sender": {"email": "news@shop.com"}}
+CAMPAIGNS = "/api/queue/campaigns"
+PREVIEWED = SINGLE
 MAKING = ("POST", "PUT")
 """A stranger who makes something gets an answer about it."""
 SECRETS = ("secret@mail.com", "Secret Name", "secret row", "secret-tag")
@@ -84,6 +98,18 @@ def _relay(ids: Ids, more: str = "", **call: Any) -> dict[str, Any]:
     return {"url": f"{RELAYS}/{ids.campaign_id}{more}", **call}
 
 
+def _webhook(ids: Ids, more: str = "", **call: Any) -> dict[str, Any]:
+    return {"url": f"{WEBHOOKS}/{ids.campaign_id}{more}", **call}
+
+
+def _dkim_key(ids: Ids, more: str = "", **call: Any) -> dict[str, Any]:
+    return {"url": f"{DKIM_KEYS}/{ids.send_id}{more}", **call}
+
+
+def _attachment(ids: Ids) -> dict[str, Any]:
+    return {"url": f"{ATTACHMENTS}/{ids.send_id}"}
+
+
 def _suppressed(ids: Ids, **call: Any) -> dict[str, Any]:
     return {"params": {"email": ids.email}, **call}
 
@@ -103,6 +129,7 @@ def calls(ids: Ids) -> Mapping[tuple[str, str], list[dict[str, Any]]]:
         ("POST", f"{SEND}/resume"): [_campaign(ids)],
         ("DELETE", SEND): [_campaign(ids)],
         ("GET", PROGRESS): [_operation(ids), {"params": {"id": ids.send_id}}, {}, {"params": {"after": ids.send_id}}],
+        ("GET", f"{PROGRESS}/stream"): [_operation(ids), {"params": {"id": [ids.import_id, ids.send_id]}}],
         ("DELETE", PROGRESS): [_operation(ids), {"params": {"id": ids.send_id}}],
         ("GET", SUPPRESSIONS): [
             {},
@@ -110,6 +137,12 @@ def calls(ids: Ids) -> Mapping[tuple[str, str], list[dict[str, Any]]]:
             {"params": {"after": ids.email}},
             {"params": {"reason": "manual"}},
         ],
+        ("GET", DEAD_LETTERS): [
+            {},
+            {"params": {"topic": "emails.batches", "state": "open"}},
+            {"params": {"after": ids.send_id}},
+        ],
+        ("POST", f"{DEAD_LETTERS}/replay"): [{"json": {"ids": [ids.send_id]}}],
         ("DELETE", SUPPRESSIONS): [_suppressed(ids)],
         ("GET", LEADS): [*_selections(ids), {"params": {"after": ids.email}}],
         ("GET", f"{LEADS}/export"): [*_selections(ids), {"params": {"format": "ndjson"}}],
@@ -130,15 +163,41 @@ def calls(ids: Ids) -> Mapping[tuple[str, str], list[dict[str, Any]]]:
         ],
         ("GET", f"{EMAILS}/{{id}}"): [{"url": f"{EMAILS}/{ids.send_id}"}],
         ("GET", f"{EMAILS}/{{sendId}}/{{position}}"): [{"url": f"{EMAILS}/{ids.send_id}/0"}],
+        ("GET", SOURCES): [{}],
+        ("GET", f"{SOURCES}/{{name}}"): [{"url": f"{SOURCES}/{ids.campaign_id}"}],
+        ("POST", f"{SOURCES}/{{name}}/rotate"): [{"url": f"{SOURCES}/{ids.campaign_id}/rotate", "json": {}}],
+        ("DELETE", f"{SOURCES}/{{name}}"): [{"url": f"{SOURCES}/{ids.campaign_id}"}],
         ("GET", RELAYS): [{}],
         ("GET", f"{RELAYS}/{{name}}"): [_relay(ids)],
         ("PATCH", f"{RELAYS}/{{name}}"): [_relay(ids, json={"weight": 2})],
         ("DELETE", f"{RELAYS}/{{name}}"): [_relay(ids)],
+        ("GET", WEBHOOKS): [{}],
+        ("GET", f"{WEBHOOKS}/{{name}}"): [_webhook(ids)],
+        ("PATCH", f"{WEBHOOKS}/{{name}}"): [_webhook(ids, json={"enabled": False})],
+        ("GET", f"{WEBHOOKS}/{{name}}/deliveries"): [_webhook(ids, "/deliveries")],
+        ("POST", f"{WEBHOOKS}/{{name}}/rotate"): [_webhook(ids, "/rotate", json={})],
+        ("POST", f"{WEBHOOKS}/{{name}}/test"): [_webhook(ids, "/test")],
+        ("DELETE", f"{WEBHOOKS}/{{name}}"): [_webhook(ids)],
+        ("GET", ATTACHMENTS): [{}, {"params": {"after": ids.send_id}}],
+        ("GET", f"{ATTACHMENTS}/{{attachment_id}}"): [_attachment(ids)],
+        ("DELETE", f"{ATTACHMENTS}/{{attachment_id}}"): [_attachment(ids)],
+        ("POST", ATTACHMENTS): [{"params": {"filename": "a.txt"}, "content": b"a"}],
+        ("GET", DKIM_KEYS): [{}, {"params": {"domain": "shop.com"}}],
+        ("GET", f"{DKIM_KEYS}/{{id}}"): [_dkim_key(ids)],
+        ("POST", f"{DKIM_KEYS}/{{id}}/activate"): [_dkim_key(ids, "/activate")],
+        ("POST", f"{DKIM_KEYS}/{{id}}/retire"): [_dkim_key(ids, "/retire")],
+        ("POST", f"{DKIM_KEYS}/{{id}}/check"): [_dkim_key(ids, "/check")],
+        ("DELETE", f"{DKIM_KEYS}/{{id}}"): [_dkim_key(ids)],
         ("GET", RATE_LIMIT): [{}, {"params": {"name": "api"}}],
         ("POST", f"{RELAYS}/{{name}}/test"): [_relay(ids, "/test", json={})],
         ("POST", RELAYS): [{"json": {"name": ids.campaign_id, "host": "relay.shop.com", "port": 587}}],
+        ("POST", SOURCES): [{"json": {"name": ids.campaign_id}}],
+        ("POST", WEBHOOKS): [{"json": {"name": ids.campaign_id, "url": "https://hook.shop.com/events"}}],
+        ("POST", DKIM_KEYS): [{"json": {"domain": "shop.com", "algorithm": "ed25519"}}],
         ("POST", RATE_LIMIT): [{"json": {"name": "api"}}],
         ("POST", EMAILS): [{"json": {"emails": [SINGLE | {"email": ids.email}]}}],
+        ("POST", f"{CAMPAIGNS}/preview"): [{"json": PREVIEWED | {"leads": [ids.email]}}],
+        ("POST", f"{CAMPAIGNS}/test"): [{"json": PREVIEWED | {"to": ["x@mail.com"]}}],
         ("POST", SUPPRESSIONS): [{"json": {"emails": [ids.email], "reason": "manual"}}],
         ("POST", f"{SUPPRESSIONS}/import"): [{"content": f"email\n{ids.email}\n", "headers": CSV}],
         ("POST", IMPORT): [{"content": leads_csv(1), "headers": CSV | {"Idempotency-Key": "owners"}}],
@@ -152,6 +211,8 @@ NOT_FOR_USERS: Mapping[tuple[str, str], dict[str, Any]] = {
     ("GET", SHARED_LIMITS): {},
     ("PUT", SHARED_LIMITS): {"json": {"kind": "relay", "target": "*", "rate": 1}},
     ("DELETE", SHARED_LIMITS): {"params": {"kind": "relay", "target": "*"}},
+    ("DELETE", f"{RATE_LIMIT}/destinations"): {"params": {"relay": "default", "destination": "gmail.com"}},
+    ("POST", "/api/queue/unsubscribes"): {"json": {"token": "x"}},  # of a mailbox that is all users'
 }
 """Routes of other scopes, and a good call of each."""
 
@@ -189,13 +250,21 @@ async def owned(api: Api) -> Ids:
     rejects = [RejectedRow(1, 2, "email", "invalid", "no @", "secret row")]
     async with api.resources.database.connection() as connection:
         await add_rejects(connection, ImportId(UUID(ids.import_id)), rejects)
+        # With the send's id, so that a call which names the one names the other.
+        pair = new_pair(DkimAlgorithm.ED25519)
+        dkim_key = NewKey(UUID(ids.send_id), "secret.com", "s1", DkimCanonicalization.RELAXED, pair)
+        assert await create_dkim_key(connection, OWNER, dkim_key, KeyRing({"k": b"k" * 32}))
+        # The same for an attachment.
+        row = (UUID(ids.send_id), OWNER, b"s" * 32, "secret row", "text/plain", b"secret row")
+        await connection.execute(SQL["add_attachment"], *row)
     return ids
 
 
 async def _ledger(api: Api) -> list[Any]:
     """Everything that is the owner's."""
     tables = ("lead_imports", "campaign_sends", "email_sends", "campaign_send_batches", "progress_tracking")
-    tables += ("leads", "suppressions", "erasures", "relays", "user_limits", "mail_keys")
+    tables += ("leads", "suppressions", "erasures", "relays", "user_limits", "mail_keys", "feedback_sources", "dkim_keys")
+    tables += ("dead_letters", "webhooks")
     async with api.resources.database.connection() as connection:
         return [await connection.fetch(f"SELECT * FROM {table} WHERE user_id = $1", OWNER) for table in tables]
 

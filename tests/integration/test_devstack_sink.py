@@ -2,6 +2,7 @@
 
 import json
 import smtplib
+import ssl
 import urllib.request
 from collections.abc import Iterator
 from email.message import EmailMessage
@@ -143,3 +144,98 @@ def test_a_sink_that_stops_says_goodbye(tmp_path: Path) -> None:
         assert client.getreply()[0] == 421
         client.close()
     assert server.log.read_text() == ""
+
+
+@pytest.fixture(scope="module")
+def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sink]:
+    with Sink(tmp_path_factory.mktemp("sink-tls"), keep=5, tls=True) as server:
+        yield server
+
+
+@pytest.fixture
+def tls_sink(secured: Sink) -> Sink:
+    ask(secured, "/script", {})
+    ask(secured, "/reset", {})
+    return secured
+
+
+def believing(sink: Sink) -> ssl.SSLContext:
+    return ssl.create_default_context(cafile=sink.ca_file)
+
+
+def test_a_mail_arrives_on_the_port_that_is_tls_from_the_first_byte(tls_sink: Sink) -> None:
+    assert tls_sink.tls_port is not None
+    with smtplib.SMTP_SSL(tls_sink.host, tls_sink.tls_port, context=believing(tls_sink)) as client:
+        client.ehlo()
+        assert not client.has_extn("starttls")
+        client.send_message(mail())
+    assert ask(tls_sink, "/mails")[0]["content"] == mail().as_string().replace("\n", "\r\n")
+
+
+def test_starttls_is_offered_once_and_forgets_what_was_said_before(tls_sink: Sink) -> None:
+    with smtplib.SMTP(tls_sink.host, tls_sink.port) as client:
+        client.ehlo()
+        assert client.has_extn("starttls")
+        client.mail("before@example.com")
+        assert client.docmd("STARTTLS", "now")[0] == 501
+        client.starttls(context=believing(tls_sink))
+        assert client.docmd("MAIL", "FROM:<a@example.com>")[0] == 503  # EHLO first, again
+        client.ehlo()
+        assert not client.has_extn("starttls")
+        assert client.docmd("STARTTLS")[0] == 503
+        client.send_message(mail())
+        client.send_message(mail(2, "long\n" * 100_000))
+    assert [kept["sender"] for kept in ask(tls_sink, "/mails")] == ["news@example.com"] * 2
+    assert ask(tls_sink, "/stats")["accepted"] == 2
+
+
+def test_what_is_pipelined_behind_starttls_is_dropped(tls_sink: Sink) -> None:
+    """CVE-2011-0411."""
+    with smtplib.SMTP(tls_sink.host, tls_sink.port) as client:
+        client.ehlo()
+        client.send("STARTTLS\r\nEHLO injected\r\nMAIL FROM:<injected@example.com>\r\n")
+        assert client.getreply()[0] == 220
+        client.sock = believing(tls_sink).wrap_socket(client.sock, server_hostname=tls_sink.host)
+        client.file = None
+        assert client.docmd("RCPT", "TO:<victim@example.com>") == (503, b"5.5.1 MAIL first")
+        assert client.docmd("MAIL", "FROM:<own@example.com>") == (503, b"5.5.1 EHLO first")
+
+
+def test_starttls_is_hidden_on_demand_and_a_failed_handshake_ends_the_connection(tls_sink: Sink) -> None:
+    ask(tls_sink, "/script", {"hide": ["STARTTLS"]})
+    client = smtplib.SMTP(tls_sink.host, tls_sink.port)
+    client.ehlo()
+    assert not client.has_extn("starttls")
+    client.docmd("STARTTLS")
+    with pytest.raises(ssl.SSLError):
+        ssl.create_default_context().wrap_socket(client.sock, server_hostname=tls_sink.host)  # believes others
+    client.close()
+    with smtplib.SMTP(tls_sink.host, tls_sink.port) as other:
+        other.send_message(mail())
+        assert ask(tls_sink, "/stats")["open"] == 1
+
+
+def test_a_command_in_one_packet_with_the_end_of_the_handshake_is_answered_in_tls(tls_sink: Sink) -> None:
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    tls = believing(tls_sink).wrap_bio(incoming, outgoing, server_hostname=tls_sink.host)
+    with smtplib.SMTP(tls_sink.host, tls_sink.port) as client:
+        assert client.docmd("STARTTLS")[0] == 220
+        assert client.sock is not None
+        while True:
+            try:
+                tls.do_handshake()
+                break
+            except ssl.SSLWantReadError:
+                client.sock.sendall(outgoing.read())
+                incoming.write(client.sock.recv(65536))
+        tls.write(b"NOOP\r\n")
+        client.sock.sendall(outgoing.read())
+        answer = b""
+        while not answer:
+            incoming.write(client.sock.recv(65536))
+            try:
+                answer = tls.read()
+            except ssl.SSLWantReadError:  # so far only the session's tickets
+                continue
+        assert answer == b"250 2.0.0 ok\r\n"
+        client.close()

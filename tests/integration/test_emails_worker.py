@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 
 from core.errors import Unavailable, Unusable
@@ -17,6 +18,7 @@ from devstack.audit import read_arrivals
 from schemas.ids import SendId
 from schemas.messages import BatchPointer, encode
 from schemas.states import LimitName, OnDoubt
+from store.batches import claim_batch
 from store.postgres import Connection
 from store.release import finish_sends
 from store.sends import pause_send
@@ -27,6 +29,7 @@ from streams.incarnation import Incarnations
 from streams.intake import Record
 from streams.relays import RelayBook
 from streams.resources import Resources, open_resources
+from streams.watch import return_unknown_claims
 from tests.integration.ledger import USER, check_sums, new_send, release, reopen, states
 
 
@@ -109,6 +112,29 @@ async def test_a_pointer_that_comes_twice_sends_nothing_twice(worker: Worker, wi
     assert read_arrivals(with_sink["SINK_URL"]).repeated == 0
     async with _ledger(worker, send) as connection:
         assert await states(connection, send) == {"sent": 50}
+
+
+async def test_a_claim_nobody_knows_of_is_returned_and_one_in_hand_is_not(worker: Worker) -> None:
+    """Its answer was lost, and its pointer went to another worker, which found it taken."""
+    me = worker.room.incarnations.current().id
+    async with _ledger(worker) as connection:
+        send = await new_send(connection, 30)
+        forgotten, in_hand, young = await release(connection, send, 30)
+        for pointer in (forgotten, in_hand, young):
+            assert await claim_batch(connection, pointer, me) is not None
+        await connection.execute(
+            "UPDATE campaign_send_batches SET claimed_at = now() - interval '41 s' WHERE id <> $1", young.batch_id
+        )
+        worker.room.in_hand.add(in_hand.batch_id)
+        await return_unknown_claims(worker.room)
+        rows = await connection.fetch("SELECT id, state FROM campaign_send_batches")
+    states_of = {row["id"]: row["state"] for row in rows}
+    assert states_of == {forgotten.batch_id: "returned", in_hand.batch_id: "claimed", young.batch_id: "claimed"}
+    async with _ledger(worker) as connection:
+        [again] = await reopen(connection)
+    await worker.send(again)
+    async with _ledger(worker, send) as connection:
+        assert (await states(connection, send))["sent"] == 10
 
 
 async def test_who_was_suppressed_since_gets_no_mail(worker: Worker, with_sink: dict[str, str]) -> None:
@@ -303,6 +329,20 @@ async def test_a_recipient_whose_mail_cannot_be_made_fails_alone(worker: Worker)
     await worker.send(pointer)
     async with _ledger(worker, send) as connection:
         assert await states(connection, send) == {"sent": 3, "failed": 1}
+
+
+async def test_for_whom_a_variable_is_missing_a_strict_send_fails_alone(worker: Worker) -> None:
+    template = {"subject": "Hi", "text": "{{ city }}", "missingVariables": "strict"}
+    async with _ledger(worker) as connection:
+        send = await new_send(connection, 4)
+        await connection.execute("UPDATE campaign_sends SET template = $1", msgspec.json.encode(template).decode())
+        await connection.execute('UPDATE email_sends SET variables = \'{"city": "Ulm"}\' WHERE position > 0')
+        [pointer] = await release(connection, send, 4)
+    await worker.send(pointer)
+    async with _ledger(worker, send) as connection:
+        assert await states(connection, send) == {"sent": 3, "failed": 1}
+        reply = await connection.fetchval("SELECT reply FROM email_sends WHERE position = 0")
+        assert reply == "text: line 1: the variable city is missing"
 
 
 async def test_what_is_no_pointer_is_a_dead_letter(worker: Worker) -> None:

@@ -242,6 +242,10 @@ async def test_a_mail_is_told_in_full(api: Api, client: httpx.AsyncClient) -> No
         "state": "sent",
         "dueAt": None,
         "reason": None,
+        "bouncedAt": None,
+        "bounceClass": None,
+        "bounceReason": None,
+        "complainedAt": None,
     }
 
 

@@ -304,6 +304,8 @@ async def test_a_recipient_shows_its_last_attempt(client: httpx.AsyncClient, sen
         "reply": FULL.reply,
         "relay": "relay",
         "dueAt": None,
+        "bouncedAt": None,
+        "complainedAt": None,
     }
 
 

@@ -128,7 +128,7 @@ async def test_content_larger_than_the_announced_size_is_refused_without_being_s
 
 @pytest.mark.asyncio
 async def test_other_than_ascii_content_fails_alone_where_8bitmime_is_not_offered() -> None:
-    wide = replace(mails(1)[0], content="Subject: x\r\n\r\nHé\r\n".encode())
+    wide = mails(1)[0]._replace(content="Subject: x\r\n\r\nHé\r\n".encode())
     found, relay, _ = await deliveries([wide, mails(2)[1]], {"EHLO": ["250-relay\r\n250 PIPELINING"]})
     assert kinds(found) == [Refused, Accepted]
     assert isinstance(found[0], Refused)

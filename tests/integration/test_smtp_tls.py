@@ -1,11 +1,10 @@
 """TLS and login against aiosmtpd, with certificates made here; mails written ahead over TLS like any others."""
 
 import asyncio
-import ipaddress
 import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +12,10 @@ import pytest
 import uvloop
 from aiosmtpd.smtp import SMTP as SMTPServer
 from aiosmtpd.smtp import AuthResult, LoginPassword
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
 from core.errors import Misconfigured, Unavailable
 from core.outcomes import Accepted, InDoubt, NotBegun
+from devstack.certificate import make_certificate
 from mailer.pool import Connections
 from mailer.relay import Login, RelaySettings, Timeouts, Tls
 from mailer.smtp import connect
@@ -33,35 +29,7 @@ Make = Callable[[str], Path]
 def certificate(tmp_path: Path) -> Make:
     """A file with key and certificate for a host, which is its own authority."""
 
-    def make(host: str) -> Path:
-        key = ec.generate_private_key(ec.SECP256R1())
-        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, host)])
-        san: x509.GeneralName = x509.DNSName(host)
-        if host[0].isdigit():
-            san = x509.IPAddress(ipaddress.ip_address(host))
-        now = datetime.now(UTC)
-        signed = (
-            x509.CertificateBuilder()
-            .subject_name(name)
-            .issuer_name(name)
-            .public_key(key.public_key())
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - timedelta(hours=1))
-            .not_valid_after(now + timedelta(hours=1))
-            .add_extension(x509.SubjectAlternativeName([san]), critical=False)
-            .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-            .sign(key, hashes.SHA256())
-        )
-        path = tmp_path / f"{host}.pem"
-        path.write_bytes(
-            key.private_bytes(
-                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-            )
-            + signed.public_bytes(serialization.Encoding.PEM)
-        )
-        return path
-
-    return make
+    return partial(make_certificate, tmp_path)
 
 
 class Guarded(Recorder):

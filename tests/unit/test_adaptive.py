@@ -2,14 +2,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.adaptive import ENOUGH, LOWEST, SLOW_WRITE, Seen, next_factor, seen_in
+from core.destinations import Lowering, Lowers
 from core.outcomes import Outcome
 from schemas.states import MailState
 
 SEEN = st.builds(Seen, st.integers(0, 500), st.integers(0, 500), st.integers(0, 3))
 
 
-def _outcome(code: int | None, attempted: bool = True) -> Outcome:
-    return Outcome(0, MailState.DEFERRED, code, None, "", "relay", 1.0, attempted)
+def _outcome(code: int | None, lowers: Lowers | None = None, attempted: bool = True) -> Outcome:
+    return Outcome(
+        0,
+        MailState.DEFERRED,
+        code,
+        None,
+        "",
+        "relay",
+        1.0,
+        attempted,
+        lowers=None if lowers is None else Lowering(lowers),
+    )
 
 
 @given(st.floats(LOWEST, 1), SEEN)
@@ -38,7 +49,12 @@ def test_it_recovers_step_by_step() -> None:
     assert steps == 9
 
 
-def test_only_temporary_replies_to_attempts_are_counted() -> None:
-    outcomes = [_outcome(451), _outcome(250), _outcome(550), _outcome(None), _outcome(421, attempted=False)]
-    assert seen_in(outcomes, 0.0) == Seen(4, 1, 0)
+def test_only_what_the_relay_says_of_itself_is_counted_against_it() -> None:
+    outcomes = [
+        *(_outcome(451, Lowers.RELAY), _outcome(452), _outcome(250), _outcome(550), _outcome(None)),
+        *(_outcome(451, Lowers.DESTINATION), _outcome(None, attempted=False)),
+    ]
+    assert seen_in(outcomes, 0.0) == Seen(6, 1, 0)
+    assert seen_in(outcomes, 0.0, relays_own=True) == Seen(6, 2, 0)
+    assert seen_in([_outcome(421, Lowers.RELAY, attempted=False)], 0.0) == Seen(1, 1, 0)
     assert seen_in(outcomes, SLOW_WRITE + 0.1).slow_writes == 1

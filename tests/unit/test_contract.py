@@ -23,8 +23,12 @@ CHECKS = {
     ("campaign_sends", "on_doubt"): states.OnDoubt,
     ("campaign_send_batches", "state"): states.BatchState,
     ("email_sends", "state"): states.MailState,
+    ("dkim_keys", "state"): states.DkimState,
+    ("dkim_keys", "algorithm"): states.DkimAlgorithm,
     ("progress_tracking", "kind"): states.OperationKind,
     ("api_keys", "scope"): states.KeyScope,
+    ("dead_letters", "state"): states.DeadLetterState,
+    ("webhooks", "state"): states.WebhookState,
 }
 
 
@@ -38,7 +42,17 @@ def test_the_database_knows_just_these_states(table: str, column: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "kind", [states.ImportState, states.ChunkState, states.SendState, states.BatchState, states.MailState]
+    "kind",
+    [
+        states.ImportState,
+        states.ChunkState,
+        states.SendState,
+        states.BatchState,
+        states.MailState,
+        states.DkimState,
+        states.DeadLetterState,
+        states.WebhookState,
+    ],
 )
 def test_states_are_drawn_in_the_documents(kind: type[StrEnum]) -> None:
     text = (ROOT / "docs" / "states.md").read_text()

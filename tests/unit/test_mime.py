@@ -13,10 +13,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from core.attachments import OTHER
 from core.errors import InvalidInput
 from core.message_ids import message_id, parse_message_id
 from core.templates import RenderFailed, compile_template, one_line
+from mailer.attachments import Attachment
 from mailer.mime import Envelope, Sender, compile_mail
+from schemas.states import Lane
 
 SEND = UUID("018f0000-0000-7000-8000-000000000001")
 NEWS = Sender("news@example.com", "News")
@@ -53,12 +56,12 @@ def build(subject: str = "S", html: str | None = None, text: str | None = None, 
         "{{ s }}", None if html is None else "{{ h|safe }}", None if text is None else "{{ t }}"
     )
     variables = {"s": subject, "h": html, "t": text}
-    mail = compile_mail(SEND, template, sender)
-    return mail.build(given_.get("position", 3), given_.get("to", "a@example.net"), given_.get("name"), variables, "r1")
+    position, to, name = given_.pop("position", 3), given_.pop("to", "a@example.net"), given_.pop("name", None)
+    return compile_mail(SEND, template, sender, **given_).build(position, to, name, variables, "r1")
 
 
 def parsed(mail: Envelope) -> EmailMessage:
-    message = email.message_from_bytes(mail.content, policy=email.policy.default)
+    message = email.message_from_bytes(mail.content + mail.tail, policy=email.policy.default)
     assert isinstance(message, EmailMessage)
     assert not message.defects
     return message
@@ -79,8 +82,11 @@ def lines(text: str) -> str:
 
 
 def assert_carried_by_any_relay(mail: Envelope) -> None:
-    content = mail.content
+    content = mail.content + mail.tail
     assert content.endswith(b"\r\n")
+    assert mail.content.endswith(b"\r\n")
+    assert not re.search(rb"(^|\n)\.", mail.tail)
+    assert mail.tail.isascii()
     assert not re.search(rb"(?<!\r)\n|\r(?!\n)|\x00", content)
     assert max(map(len, content.split(b"\r\n"))) <= 998
     assert content.isascii() or mail.smtputf8
@@ -161,7 +167,7 @@ def test_both_bodies_make_an_alternative_with_the_better_one_last() -> None:
         ("Привет мир", "base64"),
         ("a\x00b", "quoted-printable"),
         ("a\x0cb", "quoted-printable"),
-        (f"--=_{SEND.hex}\n", "quoted-printable"),
+        (f"--=_{SEND.hex}\n", "7bit"),
     ],
 )
 def test_the_encoding_is_the_simplest_that_works_everywhere(text: str, encoding: str) -> None:
@@ -237,8 +243,189 @@ def test_the_date_is_now() -> None:
     assert abs((date - date.now(date.tzinfo)).total_seconds()) < 60
 
 
-def test_bulk_says_that_it_is() -> None:
-    assert parsed(build(text="t"))["precedence"] == "bulk"
+@pytest.mark.parametrize(
+    ("lane", "precedence", "auto_submitted"),
+    [(Lane.CAMPAIGN, "bulk", None), (Lane.BULK, "bulk", None), (Lane.TRANSACTIONAL, None, "auto-generated")],
+)
+def test_bulk_says_that_it_is_and_so_does_what_a_program_wrote_to_one_person(
+    lane: Lane, precedence: str | None, auto_submitted: str | None
+) -> None:
+    message = parsed(build(text="t", lane=lane))
+    assert (message["precedence"], message["auto-submitted"]) == (precedence, auto_submitted)
+
+
+def test_bounces_go_to_the_return_path_and_the_mail_stays_that_of_its_from() -> None:
+    sender = Sender("news@shop.example", "News", return_path="bounces@Mail.example")
+    compiled = compile_mail(SEND, compile_template("S", None, "t"), sender)
+    mail = compiled.build(3, "a@example.net", None, {}, None)
+    assert mail.sender == "bounces@Mail.example"
+    assert mail.message_id == message_id(SEND, 3, "shop.example")
+    assert compiled.sending_domain == "shop.example"
+    assert parsed(mail)["from"].addresses[0].addr_spec == "news@shop.example"
+    assert "return-path" not in parsed(mail)
+
+
+def test_who_sends_for_somebody_else_is_in_sender() -> None:
+    assert parsed(build(text="t", sender=Sender("a@x.test", "A", sender="b@x.test")))["sender"] == "b@x.test"
+    assert parsed(build(text="t", sender=Sender("a@x.test", "A", sender="a@x.test")))["sender"] is None
+
+
+HEADERS = {
+    "X-Campaign": "Spring, 2026",
+    "x-note": "Grüße " * 20 + "x",
+    "List-Id": "News <news.shop.example>",
+    "Feedback-ID": "1:2:3:shop",
+    "references": " ".join(f"<{number}{'0' * 30}@shop.example>" for number in range(8)),
+    "Organization": "Käse & Co",
+    "X-Long": "x" * 900,
+    "X-Json": '{"a": "=?utf-8?q?x?="}',
+}
+
+
+def test_headers_of_ones_own_are_read_as_they_were_given() -> None:
+    mail = build(text="t", headers=HEADERS)
+    message = parsed(mail)
+    assert not re.search(rb"(?<!\r)\n|\r(?!\n)", mail.content)
+    assert max(map(len, mail.content.split(b"\r\n"))) <= 998
+    for name, value in HEADERS.items():
+        assert str(message[name]).strip() == value.strip(), name
+
+
+header_values = st.text('abc ,;:"\\()<>@=?_é€\U0001f600\u3000', min_size=1, max_size=300)
+
+
+@settings(deadline=None)
+@given(st.from_regex(r"X-[A-Za-z0-9_-]{1,60}", fullmatch=True), header_values | st.text(min_size=1, max_size=300))
+def test_any_header_is_read_as_it_was_given_or_refused(name: str, value: str) -> None:
+    try:
+        mail = build(text="t", headers={name: value})
+    except InvalidInput:
+        return
+    assert max(map(len, mail.content.split(b"\r\n"))) <= 998
+    message = parsed(mail)
+    assert message.keys().count(name) == 1
+    raw = email.message_from_bytes(mail.content)[name]
+    read = str(make_header(decode_header(raw))) if "=?utf-8?b?" in raw else raw.replace("\r\n ", " ")
+    assert read == value.strip(" \t")
+    assert lines(body(message, "plain")) == "t"
+
+
+filenames = st.text(st.characters(blacklist_categories=("Cs",)), min_size=1, max_size=100) | st.just("a.pdf")
+content_ids = st.from_regex(r"[A-Za-z0-9._@+-]{1,40}", fullmatch=True)
+files = st.builds(
+    Attachment,
+    filenames.filter(lambda name: one_line(name) == name and name not in (".", "..") and not set(name) & {"/", "\\"}),
+    st.sampled_from([OTHER, "image/png", "text/csv; charset=utf-8", 'text/calendar; method=REQUEST; x="a; b"']),
+    st.binary(max_size=300) | st.just(b"\n.\r\n." * 100),
+    st.none() | content_ids,
+)
+
+
+@settings(deadline=None)
+@given(st.lists(files, max_size=4), st.none() | bodies, bodies)
+def test_attachments_and_images_are_what_the_standard_library_makes_of_them(
+    given_files: list[Attachment], text: str | None, html: str
+) -> None:
+    mail = build("S", html, text, attachments=given_files)
+    assert_carried_by_any_relay(mail)
+    message = parsed(mail)
+    judge = email.message_from_bytes(_judged(html, text, given_files).as_bytes(), policy=email.policy.default)
+    assert lines(body(message, "html")) == lines(html)
+    assert text is None or lines(body(message, "plain")) == lines(text)
+    assert _files(message) == _files(judge)
+    if any(one.inline is None for one in given_files):
+        attached = list(message.iter_attachments())
+        assert [_told(one) for one in attached] == [one for one in _files(judge) if one[3] == "attachment"]
+    for part in message.walk():
+        assert not part.defects
+
+
+def _judged(html: str, text: str | None, given_files: list[Attachment]) -> EmailMessage:
+    judge = EmailMessage()
+    judge.set_content("x" if text is None else text)
+    judge.add_alternative(html, subtype="html")
+    page = judge.get_body(("html",))
+    assert page is not None
+    for one in sorted(given_files, key=lambda file: file.inline is None):
+        where, more = (
+            (judge, {"disposition": "attachment"}) if one.inline is None else (page, {"disposition": "inline"})
+        )
+        add = where.add_attachment if one.inline is None else where.add_related
+        kind = EmailMessage()
+        kind["content-type"] = one.content_type
+        if one.inline is not None:
+            more["cid"] = f"<{one.inline}>"
+        add(
+            one.data,
+            kind.get_content_maintype(),
+            kind.get_content_subtype(),
+            filename=one.filename,
+            params=dict(kind["content-type"].params),
+            **more,
+        )
+    return judge
+
+
+def _told(part: Any) -> tuple[Any, ...]:
+    parameters = dict(part["content-type"].params)
+    content = part.get_payload(decode=True)
+    return (
+        part.get_content_type(),
+        parameters,
+        part.get_filename(),
+        part.get_content_disposition(),
+        part["content-id"],
+        content,
+    )
+
+
+def _files(message: Any) -> list[tuple[Any, ...]]:
+    return [_told(part) for part in message.walk() if part.get_content_disposition() is not None]
+
+
+def test_mails_of_a_send_share_what_is_attached() -> None:
+    template = compile_template("S", "<img src=cid:logo>", "t")
+    compiled = compile_mail(
+        SEND,
+        template,
+        NEWS,
+        attachments=[Attachment("a.png", "image/png", b"x" * 1000, "logo"), Attachment("b", OTHER, b"y")],
+    )
+    first, second = (compiled.build(position, "a@example.net", None, {}, None) for position in (1, 2))
+    assert first.tail is second.tail
+    assert compiled.size == len(first.tail) > 1000
+    assert parsed(first).get_content_type() == "multipart/mixed"
+    kinds = [part.get_content_type() for part in parsed(second).walk()]
+    assert kinds == [
+        "multipart/mixed", "multipart/related", "multipart/alternative", "text/plain", "text/html", "image/png", OTHER,
+    ]  # fmt: skip
+
+
+def test_a_large_attachment_is_whole() -> None:
+    data = bytes(range(256)) * 1000
+    message = parsed(build(html="x", attachments=[Attachment("a.bin", OTHER, data)]))
+    (attached,) = message.iter_attachments()
+    assert attached.get_content() == data
+
+
+EVIL = ["a\r\nBcc: x@example.org", "a\nBcc: x", "a\rBcc: x", "a\x00", "a\x0bb", "a\x85b", "a\u2028b"]
+
+
+@pytest.mark.parametrize("evil", EVIL)
+def test_nothing_that_a_user_gives_can_start_a_header_of_its_own(evil: str) -> None:
+    for refused in (
+        lambda: build(text="t", headers={"X-A": evil}),
+        lambda: build(text="t", headers={f"X-{evil}": "b"}),
+        lambda: build(text="t", headers={"References": f"<{evil}@b>"}),
+        lambda: Attachment(evil, OTHER, b""),
+        lambda: Attachment("a", f"text/{evil}", b""),
+        lambda: Attachment("a", f'text/plain; x="{evil}"', b""),
+        lambda: Attachment("a", OTHER, b"", evil),
+        lambda: Sender("a@example.com", "A", sender=f"b@example.com{evil}"),
+        lambda: Sender("a@example.com", "A", return_path=f"b@example.com{evil}"),
+    ):
+        with pytest.raises(InvalidInput):
+            refused()
 
 
 @given(st.uuids(), st.integers(0, 2**31))

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from core.outcomes import Accepted, Delivery, InDoubt, Lost, NotBegun, Outcome, Refused, decide, unsendable
 from core.replies import Reply, Stage
@@ -67,7 +68,7 @@ def test_a_delivery_becomes_an_outcome(
     delay = 45.0 if state is MailState.DEFERRED else None
     found = outcome(delivery)
     assert found is not None
-    assert replace(found, suppresses=False) == Outcome(
+    assert structs.replace(found, suppresses=False, lowers=None) == Outcome(
         7, state, code, enhanced, reply, "mx.example:25", delay, attempted=True
     )
 

@@ -50,7 +50,7 @@ def test_a_task_becomes_a_mail_with_its_content() -> None:
     )
     assert msgspec.json.decode(mail.variables) == {"n": 1}
     assert msgspec.json.decode(mail.content) == {
-        "template": {"subject": "Hi {{ name }}", "html": None, "text": "Hello {{ name }}"},
+        "template": {"subject": "Hi {{ name }}", "text": "Hello {{ name }}"},
         "sender": {"email": "a@shop.com", "name": "Shop", "reply_to": "help@shop.com"},
     }
     assert mail.id == mail_id(USER, "id:1")

@@ -8,7 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.errors import InvalidInput
+from core.template_rules import PIECE_MAX, PIECES_MAX
 from core.templates import MAX_BODY, MAX_OUTPUT, MAX_SUBJECT, Rendered, RenderFailed, compile_template, one_line
+from schemas.states import MissingVariables
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
@@ -81,7 +83,7 @@ def test_a_subject_is_always_one_line(name: str) -> None:
         ("a\n{{ name|nosuch }}", "line 2: filter nosuch is unknown"),
         ("{{ nosuch() }}", "line 1: nosuch is unknown"),
         ("{{ debug() }}", "line 1: debug is unknown"),
-        ("{% include 'other' %}", "line 1: .*non-existing"),
+        ("{% include 'other' %}", "line 1: include is not known"),
         ("{{ 1 / 0 }}", "line 1: unable to calculate"),
         (" \n", "is empty"),
         ("x" * (MAX_BODY + 1), "is larger than"),
@@ -107,7 +109,15 @@ def test_a_subject_is_needed_and_a_body() -> None:
 
 
 @pytest.mark.parametrize(
-    "source", ["{{ price * 2 }}", "{{ a.b|upper }}", "{{ name.upper() }}", "{{ '%.2f'|format(price) }}"]
+    "source",
+    [
+        "{{ order.total * 2 }}{{ name.upper() }}",
+        "{{ total * 2 }}{% for one in items %}{{ one.price + 1 }}{% endfor %}",
+        "{{ price * 2 }}",
+        "{{ a.b|upper }}",
+        "{{ name.upper() }}",
+        "{{ '%.2f'|format(price) }}",
+    ],
 )
 def test_a_template_that_needs_a_value_of_some_kind_is_accepted(source: str) -> None:
     compile_template("s", source, None)
@@ -133,6 +143,8 @@ def test_a_value_of_the_wrong_kind_ends_one_mail() -> None:
         "{% macro f(a) %}{{ f(a ~ a) }}{% endmacro %}{{ f('xxxxxxxxxxxxxxxx') }}",
         "{% set n = namespace(a='xxxxxxxx') %}{% for i in range(60) %}{% set n.a = n.a ~ n.a %}{% endfor %}",
         "{{ range(100000)|list|tojson }}",
+        "{{ order.total * 2 }}{% for a in range(90000) %}{% for b in range(90000) %}{% endfor %}{% endfor %}",
+        "{% for i in range(10 ** 9) %}{% endfor %}",
         "{{ '%1000000000d'|format(1) }}",
     ],
 )
@@ -203,3 +215,91 @@ def test_whatever_the_source_is_it_compiles_or_is_refused(source: str) -> None:
     for wrapped in (source, "{{" + source + "}}", "{%" + source + "%}"):
         with suppress(InvalidInput):
             compile_template("s", wrapped, None)
+
+
+def strict(source: str, **variables: Any) -> str:
+    template = compile_template("s", source, None, MissingVariables.STRICT)
+    body = template.render(variables).html
+    assert body is not None
+    return body
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        ("a\n{{ city }}", "city"),
+        ("{{ größe }}{{ other }}", "größe"),
+        ("{{ a.b.c }}", "a.b.c"),
+        ("{{ city|upper }}", "city"),
+        ("{% if city %}x{% endif %}", "city"),
+        ("{% for one in people %}x{% endfor %}", "people"),
+        ("{{ 'name' ~ city }}", "city"),
+        ("{{ attributes.city }}", "attributes.city"),
+        ("{{ items }}", "items"),
+    ],
+)
+def test_a_strict_template_says_which_variable_is_missing(source: str, name: str) -> None:
+    with pytest.raises(RenderFailed, match=f"^html: line [12]: the variable {name} is missing$"):
+        strict(source, name="Ann", a={"b": {}})
+    with pytest.raises(RenderFailed):
+        strict(source, name="Ann", city=None, a=None)
+
+
+def test_a_strict_template_takes_defaults_and_asks_what_there_is() -> None:
+    assert strict("{{ city|default('friend') }}") == "friend"
+    assert strict("{% if city is defined %}x{% endif %}|") == "|"
+    assert strict("{{ city }}", city="Ulm") == "Ulm"
+
+
+def test_missing_variables_are_listed_as_they_are_read() -> None:
+    source = "{{ city }} {{ a.b }} {{ a.c }} {{ name.upper() }} {% for i in l %}{{ i.x }}{{ loop.index }}{% endfor %}"
+    template = compile_template("{{ subject }}", source, "{{ city }}")
+    assert template.missing({"name": "Ann", "a": {"b": 1}, "l": [{"x": 1}]}) == ["subject", "city", "a.c"]
+
+
+@pytest.mark.parametrize("name", ["items", "keys", "values", "get", "update", "clear", "pop", "copy"])
+def test_a_missing_variable_is_never_a_method_of_ours(name: str) -> None:
+    assert html(f"|{{{{ {name} }}}}{{{{ {name}|default('x') }}}}{{% for i in {name} %}}y{{% endfor %}}|") == "|x|"
+    assert html(f"{{{{ {name} }}}}", **{name: 5}) == "5"
+
+
+def test_numbers_and_texts_are_added_and_multiplied() -> None:
+    source = "{{ price * (1 - 0.5) * n.a + 1 }} {{ 'a' + name }} {{ -n.a + 3 }} {{ '=' * 3 }}"
+    assert html(source, price=10, n={"a": 2}, name="b") == "11.0 ab 1 ==="
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ l + l }}",
+        "{{ l * 3 }}",
+        "{{ 10000 * (10000 * (10000 * [1])) }}",
+        "{% set a = [1] %}" + "{% set a = a + a %}" * 40 + "{{ a }}",
+        "{% set a = [1] %}" + "{% set a = [a, a] %}" * 40 + "{{ a }}",
+        "{% set n = namespace(a=1) %}{% for i in range(40) %}{% set n.a = [n.a, n.a] %}{% endfor %}{{ n.a }}",
+        "{% macro f(a, n) %}{{ f([a, a], n - 1) if n else a }}{% endmacro %}{{ f(1, 40) }}",
+        "{% for a in [1] recursive %}{{ loop([1]) }}{% endfor %}",
+        "{{ '{:1000000000}'.format(1) }}",
+        "{{ l|tojson(indent=1000000000) }}",
+        "{{ l|map('tojson', 1000000000)|join }}",
+        "{% include 'body.html' %}",
+        "{{ " + "-" * (PIECE_MAX + 1) + "1 }}",
+        "{{ a" + ".b" * 200_000 + " }}",
+        "{{ a" + "|e" * 200_000 + " }}",
+        "{{ {1:{1:1}} }}{% raw %}{#{% endraw %}{{ " + "not " * 100_000 + "1 }}{# #}",
+        "{% if a %}" + "{% elif a %}" * 8_000 + "{% endif %}",
+        "{% if a %}" * 8_000 + "{% endif %}" * 8_000,
+        "{{ a }}" * (PIECES_MAX + 1),
+    ],
+)
+def test_what_no_fuel_can_stop_is_refused(source: str) -> None:
+    begun = time.process_time()
+    with pytest.raises((InvalidInput, RenderFailed)):
+        compile_template("s", source, None).render({"l": [1, 2], "a": 1})
+    assert time.process_time() - begun < 2
+
+
+def test_json_in_html_cannot_leave_its_place() -> None:
+    assert html("{{ a|tojson }}", a={"b": "</script>'&", "l": [1, None]}) == (
+        '{"b": "\\u003c/script\\u003e\\u0027\\u0026", "l": [1, ""]}'
+    )

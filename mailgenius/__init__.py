@@ -1,0 +1,73 @@
+"""The client of the MailGenius queue: leads in, campaigns out, and how far they are."""
+
+from mailgenius.answers import (
+    Erased,
+    ImportAccepted,
+    ImportDetail,
+    ImportTrial,
+    LeadAnswer,
+    LimitChecked,
+    MailAnswer,
+    OperationProgress,
+    RateLimits,
+    SendAccepted,
+    SendDetail,
+    SuppressionAnswer,
+)
+from mailgenius.client import MailGenius
+from mailgenius.errors import (
+    ApiError,
+    Conflict,
+    ConnectionFailed,
+    InternalError,
+    InvalidInput,
+    MailGeniusError,
+    NotAllowed,
+    NotFound,
+    TooLarge,
+    TooMany,
+    Unauthenticated,
+    Unavailable,
+    UnexpectedAnswer,
+    UnsupportedType,
+)
+from mailgenius.orders import Selection, Sender, SingleMail, Template, TemplateAttachment
+from mailgenius.progress import Subscription
+from mailgenius.retries import Retries
+
+__all__ = [
+    "ApiError",
+    "Conflict",
+    "ConnectionFailed",
+    "Erased",
+    "ImportAccepted",
+    "ImportDetail",
+    "ImportTrial",
+    "InternalError",
+    "InvalidInput",
+    "LeadAnswer",
+    "LimitChecked",
+    "MailAnswer",
+    "MailGenius",
+    "MailGeniusError",
+    "NotAllowed",
+    "NotFound",
+    "OperationProgress",
+    "RateLimits",
+    "Retries",
+    "Selection",
+    "SendAccepted",
+    "SendDetail",
+    "Sender",
+    "SingleMail",
+    "Subscription",
+    "SuppressionAnswer",
+    "Template",
+    "TemplateAttachment",
+    "TooLarge",
+    "TooMany",
+    "Unauthenticated",
+    "Unavailable",
+    "UnexpectedAnswer",
+    "UnsupportedType",
+]
