@@ -13,8 +13,10 @@ install: ## .venv from the lock, and Kafka; nothing to do when both are there
 demo: install ## the whole main job on real servers: import 20,000 leads, send to all of them, count what arrived
 	@$(PY) -m devstack demo
 
+# Two processes, each with servers of its own: a test mostly waits. Those of the whole system judge by time: they come alone.
 test: install ## all tests, on real servers that they start and stop
-	@$(PY) -m pytest
+	@$(PY) -m pytest -n 2 --dist worksteal tests/unit tests/integration
+	@$(PY) -m pytest tests/acceptance
 
 check: install ## lint, types, imports, published contracts
 	@$(PY) -m ruff check .

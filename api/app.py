@@ -17,6 +17,7 @@ from api.routes import (
     feedback,
     health,
     imports,
+    keys,
     leads,
     mails,
     previews,
@@ -29,6 +30,7 @@ from api.routes import (
     suppressions,
     unsubscribes,
     webhooks,
+    workers,
 )
 from core.settings import Settings
 
@@ -52,6 +54,8 @@ ROUTERS = (
     feedback.webhooks,
     unsubscribes.router,
     webhooks.router,
+    keys.router,
+    workers.router,
     health.router,
 )
 

@@ -10,9 +10,10 @@ from starlette.requests import HTTPConnection
 from api.auth import user_of
 from api.limits import admit_request
 from api.resources import Resources, resources_of
-from core.errors import Unauthenticated
+from core.errors import NotAllowed, Unauthenticated
 from schemas.http.base import IdText
 from schemas.ids import UserId
+from schemas.states import KeyScope
 from store.keys import Key
 
 _bearer = HTTPBearer(auto_error=False, description="An API key: mg_…")
@@ -69,3 +70,13 @@ IdempotencyKey = Annotated[
 ]
 After = Annotated[UUID | None, Query(description="The `next` of the page before.")]
 Limit = Annotated[int, Query(ge=1, le=100)]
+
+
+async def _not_a_users(key: Caller) -> Key:
+    if key.scope is KeyScope.USER:
+        raise NotAllowed("this is for service and admin keys")
+    return key
+
+
+ServiceCaller = Annotated[Key, Depends(_not_a_users)]
+"""A service or an admin key."""

@@ -10,6 +10,7 @@ from schemas.http.dkim import DkimKeyOrder
 from schemas.http.feedback import FeedbackEvent, RotateOrder, SourceOrder
 from schemas.http.leads import ErasureRequest, LeadBody, LeadPatch, LeadTagging
 from schemas.http.mails import SingleMails
+from schemas.http.previews import PreviewRequest, TestRequest
 from schemas.http.relays import RelayOrder, RelayPatch, RelayTestOrder
 from schemas.http.sends import RetryOrder, SendRequest
 from schemas.http.suppressions import SuppressionOrder
@@ -18,6 +19,8 @@ from schemas.http.webhooks import WebhookOrder, WebhookPatch, WebhookRotation
 REFERENCE = "#/components/schemas/{model}"
 READ_BY_ROUTES = (
     SendRequest,
+    PreviewRequest,
+    TestRequest,
     RetryOrder,
     LeadBody,
     LeadPatch,

@@ -58,7 +58,9 @@ class Update:
 
     @classmethod
     def of(cls, progress: OperationProgress) -> "Update":
-        return cls(progress.id, progress.ended_at is not None, int(time.time() * 1000), progress.model_dump_json())
+        return cls(
+            progress.id, progress.ended_at is not None, int(time.time() * 1000), progress.model_dump_json(by_alias=True)
+        )
 
 
 class Listener:
@@ -246,10 +248,13 @@ class Listeners:
         for row, live in await newest(chosen, self._database, self._live):
             progress = answer(row, live)
             updates.append(Update.of(progress))
-            if row.ended_at is None and row.operation_id not in watched.operations:
-                # Where Redis knew nothing the row has sums that Postgres' own may be behind.
-                counts = live or LiveCounts(row.operation_id, row.counts, time.time())
-                watched.operations[row.operation_id] = _Operation(rows[row.operation_id], True, counts, progress)
+            if row.ended_at is not None:
+                continue
+            # Where Redis knew nothing the row has sums that Postgres' own may be behind.
+            counts = live or LiveCounts(row.operation_id, row.counts, time.time())
+            known = _Operation(rows[row.operation_id], True, counts)
+            known = watched.operations.setdefault(row.operation_id, known)
+            known.told = known.told or progress
         listener.begin(shown, updates)
 
     async def _rows(self, listener: Listener, since: datetime | None) -> Mapping[UUID, Progress]:

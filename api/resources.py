@@ -11,6 +11,7 @@ from redis.asyncio import Redis
 from starlette.requests import HTTPConnection
 
 from api.auth import KeyCache
+from api.lag import Lags
 from api.listeners import Listeners
 from core.errors import Unavailable
 from core.settings import Settings
@@ -40,6 +41,7 @@ class Resources:
     keys: KeyCache
     destinations: Destinations
     listeners: Listeners
+    lags: Lags
 
 
 @asynccontextmanager
@@ -55,9 +57,9 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
         if not here:
             opening = asyncio.create_task(_open_later(database), name="open-database")
         book, factors = LimitBook(database, settings.limits), Factors(redis, prefix)
-        destinations = Destinations(redis, prefix)
+        destinations, lags = Destinations(redis, prefix), Lags(settings.kafka)
         yield Resources(
-            settings, database, producer, redis, limiter, book, factors, live, KeyCache(), destinations, listeners
+            settings, database, producer, redis, limiter, book, factors, live, KeyCache(), destinations, listeners, lags
         )
     finally:
         if opening is not None:

@@ -31,6 +31,8 @@ PAIRS = int(os.environ.get("PAIRS", "3"))
 LISTENERS = int(os.environ.get("LISTENERS", "2000"))
 HOME = Path(".devstack/bench-progress")
 WITHIN = 900.0
+SETTLE = 3.0
+"""Seconds in which processes end what they begin with."""
 WITHIN_MS, SHARE = 500.0, 0.03
 NEEDED = ("api", "emails", "release", "maintenance")
 WATCHED = [process for process in PROCESSES if process.name in (*NEEDED, "progress")]
@@ -136,6 +138,7 @@ def one_round(stack: Stack, dsn: str, key: str, number: int, watched: bool) -> t
     user = f"{'watched' if watched else 'unwatched'}-{number}"
     asyncio.run(_add(dsn, user))
     with Processes(stack, WATCHED if watched else UNWATCHED, SETTINGS) as processes:
+        time.sleep(SETTLE)
         before = cpu_seconds(stack, processes)
         delays = asyncio.run(_watched_send(processes, dsn, user, key) if watched else _plain(dsn, user))
         return per_unit(before, cpu_seconds(stack, processes), MAILS), delays

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from minijinja import Environment, TemplateError, safe
 
 from core.errors import InvalidInput, QueueError
+from core.merge import merge_of
 from core.sources import MAX_BODY as MAX_BODY
 from core.sources import names_in, paths_in, pieces_of
 from core.template_rules import SCALAR, checked
@@ -30,6 +31,7 @@ _SAMPLE = {"email": "sample@example.com", "name": "Sample", "id": "1"}
 _OF_VALUES = frozenset(("InvalidOperation", "UndefinedError", "BadSerialization", "UnknownMethod"))
 """Errors that another value may not have."""
 _GLOBALS = frozenset(("range", "loop"))
+_NO_FIELDS = _GLOBALS | {_GIVEN, "attributes", "self", "not", "true", "false", "none", "True", "False", "None"}
 _NOT_ONE_LINE = re.compile(r"\s*[\x00-\x1f\x7f-\x9f\u2028\u2029]+\s*")
 _SCALARS = frozenset({str, int, float, bool})
 
@@ -49,9 +51,9 @@ class Rendered(NamedTuple):
 class Template:
     """Made by `compile_template`. Rendering does not change it."""
 
-    __slots__ = ("_environment", "_names", "_sources", "_wants_all", "_wants_given", "has_html", "has_text")
+    __slots__ = ("_environment", "_merges", "_names", "_sources", "_wants_all", "_wants_given", "has_html", "has_text")
 
-    def __init__(self, environment: Environment, sources: Mapping[str, str]) -> None:
+    def __init__(self, environment: Environment, sources: Mapping[str, str], *, lenient: bool) -> None:
         self._environment = environment
         self._sources = sources
         # Others need not be handed over at all: that is what rendering costs most.
@@ -60,6 +62,10 @@ class Template:
         )
         self._wants_all = "attributes" in self._names
         self._wants_given = _GIVEN in self._names
+        self._merges = {
+            part: merge_of(source, escape=part == "html", lenient=lenient, without=_NO_FIELDS)
+            for part, source in sources.items()
+        }
         self.has_html = "html" in sources
         self.has_text = "text" in sources
 
@@ -68,15 +74,9 @@ class Template:
         is empty, or where the template is strict the end of this mail. Raises RenderFailed.
         """
         context = self._context(variables)
-        render = self._environment.render_template
-        try:
-            subject = render("subject.txt", **context)
-            html = render("body.html", **context) if self.has_html else None
-            text = render("body.txt", **context) if self.has_text else None
-        except Exception:
-            for part in self._sources:
-                self._render(part, context)  # one of them says why
-            raise
+        subject = self._put_together("subject", context)
+        html = self._put_together("html", context) if self.has_html else None
+        text = self._put_together("text", context) if self.has_text else None
         if len(subject) > MAX_SUBJECT:
             raise RenderFailed(f"subject: longer than {MAX_SUBJECT} characters")
         return Rendered(one_line(subject), _within("html", html), _within("text", text))
@@ -104,6 +104,11 @@ class Template:
         if self._wants_all and "attributes" not in context:
             context["attributes"] = _frozen(variables)
         return context
+
+    def _put_together(self, part: str, context: dict[str, Any]) -> str:
+        merge = self._merges[part]
+        done = None if merge is None else merge.render(context)
+        return self._render(part, context) if done is None else done
 
     def _render(self, part: str, context: dict[str, Any]) -> str:
         try:
@@ -208,7 +213,7 @@ def _compiled(sources: Mapping[str, str], undefined: Any) -> Template:
             environment.add_template(_NAMES[part], source)
         except TemplateError as error:
             raise InvalidInput(f"template.{part}", _complaint(error), "syntax") from error
-    return Template(environment, sources)
+    return Template(environment, sources, lenient=undefined == "chainable")
 
 
 def _nested(paths: Iterable[str]) -> dict[str, Any]:

@@ -78,6 +78,11 @@ class Postgres(Server):
         if child.run([*begun, *locale], log=self.log, account=self._account, environment=self.environment()):
             raise StartFailed(f"postgres: initdb failed: {telling_line(self.log, start)} (log: {self.log})")
 
+    @property
+    def programs(self) -> Path:
+        """The folder with psql and its like, once it is prepared."""
+        return self._bin
+
     def command(self) -> Sequence[str | Path]:
         settings = {**_SETTINGS, **({} if self.durable else _FAST)}
         options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]

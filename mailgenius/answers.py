@@ -329,6 +329,54 @@ class ProgressPage(Answer, frozen=True):
     next: UUID | None
 
 
+class DeadLetterAnswer(Answer, frozen=True):
+    """A mail that failed has `send_id` and `position`, a record `partition` and `offset`."""
+
+    id: UUID
+    state: str
+    topic: str
+    partition: int | None
+    offset: int | None
+    send_id: UUID | None
+    position: int | None
+    mail_id: UUID | None
+    stage: str
+    kind: str
+    code: str
+    error: str
+    attempts: int
+    failed_at: Time
+    replays: int
+    replayed_at: Time | None
+
+
+class DeadLetterDetail(DeadLetterAnswer, frozen=True):
+    """`key` and `content` of a record, as text; None of a mail."""
+
+    key: str | None
+    content: str | None
+
+
+class DeadLetterPage(Answer, frozen=True):
+    dead_letters: list[DeadLetterAnswer]
+    next: UUID | None
+
+
+class ReplayRefused(Answer, frozen=True):
+    id: UUID
+    reason: str
+
+
+class DeadLettersReplayed(Answer, frozen=True):
+    """`unchanged` had been replayed before; `suppressed` must not be written to; of `later` ones the batch is not over yet."""
+
+    replayed: int
+    unchanged: int
+    suppressed: int
+    later: int
+    refused: list[ReplayRefused]
+
+
 class SuppressionAnswer(Answer, frozen=True):
     email: str
     reason: str
@@ -467,3 +515,67 @@ class LimitChecked(Answer, frozen=True):
 
 class LimitsReset(Answer, frozen=True):
     names: list[str]
+
+
+class KeyAnswer(Answer, frozen=True):
+    id: UUID
+    name: str
+    scope: str
+    user_id: str | None
+    created_at: Time
+    expires_at: Time | None
+    revoked_at: Time | None
+
+
+class KeyMade(KeyAnswer, frozen=True):
+    """`secret` is the key itself, told this one time."""
+
+    secret: str
+
+
+class KeyPage(Answer, frozen=True):
+    keys: list[KeyAnswer]
+    next: UUID | None
+
+
+class WorkerAnswer(Answer, frozen=True):
+    """One life of a process that sends: running, dead or stopped. `batches`: those it holds."""
+
+    id: UUID
+    kind: str
+    host: str
+    pid: int
+    state: str
+    since: Time
+    heartbeat_at: Time
+    batches: int
+
+
+class WorkerList(Answer, frozen=True):
+    workers: list[WorkerAnswer]
+
+
+class GroupMembers(Answer, frozen=True):
+    """How many processes read for a group."""
+
+    group: str
+    members: int
+
+
+class PartitionLag(Answer, frozen=True):
+    """`seconds`: how old the oldest unread record is, where there is one. `lost`: records that were removed unread."""
+
+    group: str
+    topic: str
+    partition: int
+    committed: int | None
+    end: int
+    unread: int
+    lost: int
+    seconds: float | None
+
+
+class LagAnswer(Answer, frozen=True):
+    at: Time
+    groups: list[GroupMembers]
+    partitions: list[PartitionLag]

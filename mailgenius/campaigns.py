@@ -38,7 +38,7 @@ class Campaigns:
         recipients: Rows | File | Selection,
         template: TemplateLike,
         sender: SenderLike,
-        user_id: str,
+        user_id: str | None,
         *,
         priority: Literal[1, 2, 3] = 2,
         on_doubt: OnDoubt = "resend",

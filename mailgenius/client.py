@@ -8,12 +8,15 @@ import httpx
 
 from mailgenius.campaigns import Campaigns
 from mailgenius.connection import Connection
+from mailgenius.dead_letters import DeadLetters
 from mailgenius.emails import Emails
+from mailgenius.keys import Keys
 from mailgenius.leads import Leads
 from mailgenius.progress import Progress
 from mailgenius.rate_limits import Limits
 from mailgenius.retries import Retries
 from mailgenius.suppressions import Suppressions
+from mailgenius.system import System
 
 UPLOAD_TIMEOUT: Final = 300.0
 """Seconds in which an upload moves on: the API takes no more while too much of the user's is under way."""
@@ -52,6 +55,9 @@ class MailGenius:
         self.progress = Progress(connection)
         self.suppressions = Suppressions(connection)
         self.rate_limits = Limits(connection)
+        self.dead_letters = DeadLetters(connection)
+        self.keys = Keys(connection)
+        self.system = System(connection)
 
     async def close(self) -> None:
         await self._http.aclose()

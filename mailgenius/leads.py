@@ -36,7 +36,7 @@ class Leads:
 
     async def import_leads(
         self,
-        user_id: str,
+        user_id: str | None,
         leads: Rows | File,
         *,
         on_conflict: OnConflict = "replace",
@@ -66,7 +66,7 @@ class Leads:
 
     async def try_import(
         self,
-        user_id: str,
+        user_id: str | None,
         leads: Rows | File,
         *,
         columns: Mapping[str, str] | None = None,

@@ -23,7 +23,9 @@ OUTCOMES_MAX: Final = 250
 UserIdText = Annotated[str, Meta(min_length=1, max_length=200)]
 _NO_CONTROLS = r"^(?![\s\S]*[\x00-\x1f\x7f-\x9f])"
 """Python's $ would let a line end pass."""
-Count = Annotated[int, Meta(ge=0)]
+Count = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+"""As large as the ledger's columns: what does not fit there is no such message."""
+Large = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 Tag = Annotated[str, Meta(min_length=1, max_length=64, pattern=_NO_CONTROLS)]
 Row = list[str] | dict[str, Any] | str
 """A CSV row's cells; a JSON lead; or the text of a line that could not be read at all."""
@@ -40,12 +42,12 @@ class LeadChunk(Struct, frozen=True, kw_only=True):
     import_id: UUID
     user_id: UserIdText
     number: Count
-    first_row: Annotated[int, Meta(ge=1)]
-    origin_seq: Count
+    first_row: Annotated[int, Meta(ge=1, le=2**63 - 1)]
+    origin_seq: Large
     on_conflict: OnConflict = OnConflict.REPLACE
     tags: list[str] = []
     columns: list[str] = []
-    lines: list[int]
+    lines: list[Large]
     rows: Annotated[list[Row], Meta(min_length=1, max_length=CHUNK_MAX_ROWS)]
 
 
@@ -106,7 +108,7 @@ class BatchPointer(Struct, frozen=True, kw_only=True):
     v: int = VERSION
     send_id: UUID
     batch_id: UUID
-    epoch: Annotated[int, Meta(ge=1)]
+    epoch: Annotated[int, Meta(ge=1, le=2**31 - 1)]
 
 
 class BatchCounts(Struct, frozen=True):

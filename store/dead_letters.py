@@ -233,6 +233,18 @@ def _found(row: Any) -> FoundLetter:
     return FoundLetter(**values | {"state": DeadLetterState(row["state"])})
 
 
+async def read_dead_letter(
+    connection: Connection, user_id: UserId, letter_id: UUID
+) -> tuple[FoundLetter, bytes | None, bytes | None] | None:
+    """With the record's key and value. None: there is none."""
+    row = await connection.fetchrow(SQL["read_dead_letter"], user_id, letter_id)
+    if row is None:
+        return None
+    values = dict(row)
+    key, value = values.pop("key"), values.pop("value")
+    return FoundLetter(**values | {"state": DeadLetterState(row["state"])}), key, value
+
+
 async def named_letters(connection: Connection, user_id: UserId, ids: Sequence[UUID]) -> list[NamedLetter]:
     rows = await connection.fetch(SQL["named_letters"], user_id, ids)
     return [NamedLetter(**{**dict(row), "state": DeadLetterState(row["state"])}) for row in rows]

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from time import monotonic
 from typing import TypeVar
 
 from aiokafka import AIOKafkaConsumer
@@ -18,6 +19,8 @@ from schemas.topics import CATALOGUE, DLQS, SOURCES, Topic
 READ = (*SOURCES, *DLQS)
 """What groups of ours read. The changelog is read by its own rules."""
 TRIES, PAUSE = 20, 0.25
+TOLD_WITHIN = 5.0
+"""Seconds for the first unread record of each partition."""
 
 Answer = TypeVar("Answer")
 
@@ -37,9 +40,14 @@ class Position:
     end: int
 
     @property
+    def next(self) -> int:
+        """The first offset that is neither finished nor removed."""
+        return max(self.start, self.committed or 0)
+
+    @property
     def unread(self) -> int:
         """Records that are there and not finished."""
-        return max(0, self.end - max(self.start, self.committed or 0))
+        return max(0, self.end - self.next)
 
     @property
     def lost(self) -> int:
@@ -136,6 +144,40 @@ async def read_positions(settings: KafkaSettings, topics: Sequence[Topic] = READ
     return found
 
 
+async def oldest_unread(settings: KafkaSettings, positions: Sequence[Position]) -> dict[tuple[str, int], float]:
+    """By topic, as the broker names it, and partition: when the first unread record was made, in epoch seconds. One that the
+    broker does not give in time is not among them. Raises Unavailable.
+    """
+    waiting = {TopicPartition(one.name, one.partition): one.next for one in positions if one.unread}
+    found: dict[tuple[str, int], float] = {}
+    if not waiting:
+        return found
+    consumer = AIOKafkaConsumer(
+        bootstrap_servers=settings.kafka_bootstrap_servers,
+        client_id="mailgenius-check",
+        auto_offset_reset="earliest",
+        enable_auto_commit=False,
+        max_partition_fetch_bytes=1,  # a broker gives at least one batch of records; no more is needed
+    )
+    try:
+        await consumer.start()
+        consumer.assign(list(waiting))
+        for place, offset in waiting.items():
+            consumer.seek(place, offset)
+        until = monotonic() + TOLD_WITHIN
+        while waiting and monotonic() < until:
+            records = await consumer.getmany(*waiting, timeout_ms=int(PAUSE * 1000), max_records=1)
+            for place, some in records.items():
+                found[place.topic, place.partition] = some[0].timestamp / 1000
+                del waiting[place]
+                consumer.pause(place)
+    except (KafkaError, OSError) as error:
+        raise Unavailable("kafka", str(error) or type(error).__name__) from error
+    finally:
+        await consumer.stop()
+    return found
+
+
 async def _patiently(ask: Callable[[], Awaitable[Answer]]) -> Answer:
     """Who keeps the offsets of a group is only settled when the first of them is asked for, or after a broker has gone."""
     tries = 0
@@ -155,13 +197,14 @@ async def members(settings: KafkaSettings) -> dict[str, int]:
     admin = AIOKafkaAdminClient(bootstrap_servers=settings.kafka_bootstrap_servers, client_id="mailgenius-check")
     try:
         await admin.start()
-        answers = await _patiently(partial(admin.describe_consumer_groups, groups))
+        # One by one: aiokafka 0.14 reads version 3 of the answer as if it were version 2, and stumbles over the second group.
+        described = [await _patiently(partial(admin.describe_consumer_groups, [group])) for group in groups]
     except (KafkaError, OSError) as error:
         raise Unavailable("kafka", str(error) or type(error).__name__) from error
     finally:
         await admin.close()
-    described = [group for answer in answers for group in answer.to_object()["groups"]]
-    return {one["group"]: len(one["members"]) for one in described}
+    found = [group for answers in described for answer in answers for group in answer.to_object()["groups"]]
+    return {one["group"]: len(one["members"]) for one in found}
 
 
 async def move_to_start(settings: KafkaSettings, positions: Sequence[Position]) -> int:

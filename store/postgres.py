@@ -25,6 +25,8 @@ AWAY = (
     asyncpg.InternalClientError,  # what a connection says that the server closed between two of our steps
     asyncpg.OperatorInterventionError,  # shut down, or this backend was ended
     asyncpg.InsufficientResourcesError,  # disk full, too many connections
+    asyncpg.PostgresSystemError,  # its disk does not answer
+    asyncpg.InternalServerError,  # a file that cannot grow, a page that cannot be read: no row is to blame
     asyncpg.DeadlockDetectedError,
     asyncpg.SerializationError,
 )

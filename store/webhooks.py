@@ -108,12 +108,12 @@ async def create_webhook(
     url: str,
     events: Sequence[str] | None,
     secret: str,
-    state: WebhookState,
+    enabled: bool,
 ) -> Webhook | None:
     """None when the user has one of this name, or WEBHOOKS_MAX of them. `secret` as it is stored."""
     return _webhook(
         await connection.fetchrow(
-            SQL["create_webhook"], user_id, webhook_id, name, url, events, secret, state, WEBHOOKS_MAX
+            SQL["create_webhook"], user_id, webhook_id, name, url, events, secret, enabled, WEBHOOKS_MAX
         )
     )
 
@@ -133,12 +133,10 @@ async def lock_webhook(connection: Connection, user_id: UserId, name: str) -> We
 
 
 async def change_webhook(
-    connection: Connection, webhook: Webhook, url: str, events: Sequence[str] | None, state: WebhookState
+    connection: Connection, webhook: Webhook, url: str, events: Sequence[str] | None, enabled: bool | None
 ) -> Webhook:
-    """One that the caller has locked."""
-    begins = state is WebhookState.ACTIVE and webhook.state is not WebhookState.ACTIVE
-    row = await connection.fetchrow(SQL["change_webhook"], webhook.user_id, webhook.id, url, events, state, begins)
-    return _known(row)
+    """One that the caller has locked. `enabled` None: its state stays."""
+    return _known(await connection.fetchrow(SQL["change_webhook"], webhook.user_id, webhook.id, url, events, enabled))
 
 
 async def rotate_webhook(connection: Connection, webhook: Webhook, secret: str, overlap: float) -> Webhook:

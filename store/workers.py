@@ -1,10 +1,27 @@
 """Incarnations: one row for each life of a worker process, and what is done when one goes silent."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal
 
 from schemas.ids import BatchId, IncarnationId
 from store.postgres import Connection
 from store.queries import SQL
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerRow:
+    """One life of a process. `batches`: those it holds."""
+
+    id: IncarnationId
+    kind: str
+    host: str
+    pid: int
+    started_at: datetime
+    heartbeat_at: datetime
+    batches: int
+    state: Literal["running", "dead", "stopped"]
 
 
 async def start_worker(connection: Connection, worker: IncarnationId, kind: str, host: str, pid: int) -> None:
@@ -32,3 +49,8 @@ async def rescue_batches(connection: Connection, workers: Sequence[IncarnationId
     await connection.execute(SQL["lock_held_batches"], workers)
     await connection.execute(SQL["doubtful_mails"], workers)
     return [row["id"] for row in await connection.fetch(SQL["rescue_batches"], workers)]
+
+
+async def list_workers(connection: Connection, silence: float, limit: int) -> list[WorkerRow]:
+    """Newest first. Without a heartbeat for `silence` seconds one counts as dead."""
+    return [WorkerRow(**dict(row)) for row in await connection.fetch(SQL["list_workers"], silence, limit)]

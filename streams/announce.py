@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from typing import TypeAlias
 from uuid import UUID
 
+import structlog
+
 from core.errors import Unavailable
 from schemas.ids import BatchId, ImportId, UserId
 from schemas.messages import (
@@ -34,6 +36,8 @@ rows of a chunk does in Python."""
 ROWS_AT_ONCE = 20_000
 """Mails whose outcomes are read from the ledger together: a batch of a cancelled send has ten thousand."""
 
+log = structlog.get_logger(__name__)
+
 Ended: TypeAlias = ChunkEnd | BatchEnd
 
 
@@ -46,17 +50,33 @@ class Announcer:
         self._database = database
         self._events = events
         self._waiting: list[tuple[Ended, asyncio.Future[None]]] = []
-        self._flush: asyncio.Task[None] | None = None
+        self._gathering = False
+        self._flushes: set[asyncio.Task[None]] = set()
 
     async def announce(self, end: Ended) -> None:
         """Returns when it is told and marked. Raises Unavailable otherwise; then it is told later, by whoever handles the
         chunk again or by maintenance.
         """
+        await self._put(end)
+
+    def tell(self, end: Ended) -> None:
+        """As `announce`, for who has better things to do than wait. What is lost maintenance tells."""
+        self._put(end).add_done_callback(_say_if_lost)
+
+    async def close(self, timeout: float = 2.0) -> None:
+        """Waits for what is on its way."""
+        if self._flushes:
+            await asyncio.wait(self._flushes, timeout=timeout)
+
+    def _put(self, end: Ended) -> "asyncio.Future[None]":
         told: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append((end, told))
-        if self._flush is None:
-            self._flush = asyncio.create_task(self._flush_soon())
-        await told
+        if not self._gathering:
+            self._gathering = True
+            flush = asyncio.create_task(self._flush_soon())
+            self._flushes.add(flush)
+            flush.add_done_callback(self._flushes.discard)
+        return told
 
     async def announce_all(self, ends: Sequence[Ended]) -> None:
         """At once. Raises Unavailable when not all are told and marked."""
@@ -100,7 +120,7 @@ class Announcer:
 
     async def _flush_soon(self) -> None:
         await asyncio.sleep(GATHER)
-        waiting, self._waiting, self._flush = self._waiting, [], None
+        waiting, self._waiting, self._gathering = self._waiting, [], False
         error: Exception | None = None
         try:
             await self.announce_all([end for end, _ in waiting])
@@ -113,6 +133,11 @@ class Announcer:
                 told.set_result(None)
             else:
                 told.set_exception(Unavailable("kafka", str(error)))
+
+
+def _say_if_lost(told: "asyncio.Future[None]") -> None:
+    if not told.cancelled() and told.exception() is not None:
+        log.info("batches are announced later", error=str(told.exception()))
 
 
 def _parts(ends: Sequence[Ended]) -> list[list[Ended]]:

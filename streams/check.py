@@ -20,6 +20,8 @@ CLEAN, FOUND, BLIND = 0, 1, 2
 RECENT: Final = timedelta(hours=1)
 SETTLE: Final = 5.0
 """Seconds between two looks: what is only in motion is somewhere else by then. A worker that lives has beaten meanwhile."""
+ROUNDS: Final = 3
+"""Of mending: what is mended may show what else is wrong, a send that is over while a mail of it waits again."""
 EXAMPLES: Final = 10
 PAGE: Final = 500
 """Sends of one statement."""
@@ -40,14 +42,17 @@ async def run_check(settings: Settings, *, everything: bool, repair: bool, reall
     try:
         async with open_resources(settings, kafka=False) as use:
             scope = await scope_of(use, everything=everything)
-            print(_begins(scope, everything))
+            print(_begins(scope, everything), flush=True)
             answers = await look(scope, KINDS)
-            print("\n".join(_told(answers, repair=repair and not really)))
-            if really and any(answer.found for answer in answers):
+            _show(answers, repair=repair and not really)
+            for _ in range(ROUNDS if really else 0):
+                if not any(answer.found and answer.kind.mend for answer in answers):
+                    break
                 await mend(scope, answers)
                 scope = await scope_of(use, everything=everything)
                 answers = await look(scope, KINDS)
-                print("\n".join(["", "and now:", *_told(answers, repair=False)]))
+                print("and now:")
+                _show(answers, repair=False)
             print(_sum(answers, repair))
             return code_of(answers)
     except Unavailable as error:
@@ -108,6 +113,11 @@ def _begins(scope: Scope, everything: bool) -> str:
     sends = sum(map(len, scope.sends))
     which = "all that there are" if everything else "open, or over for less than an hour; --all looks at all"
     return f"looking for {len(KINDS)} kinds of disagreement, in {sends} sends ({which})"
+
+
+def _show(answers: Sequence[Answer], *, repair: bool) -> None:
+    for line in _told(answers, repair=repair):
+        print(line)
 
 
 def _told(answers: Sequence[Answer], *, repair: bool) -> Iterator[str]:

@@ -1,9 +1,10 @@
-"""Writes the outcomes of all batches in hand together: one transaction for up to 500 of them, every 25 ms."""
+"""Writes the outcomes of all batches in hand together: one transaction for up to 500 of them, after 25 ms or when 250 wait."""
 
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 from typing import TypeAlias
@@ -24,8 +25,13 @@ from store.postgres import Connection, Database
 from store.release import wake_waiting
 
 GATHER = 0.025
+ENOUGH = 250
+"""Outcomes that are written without waiting for more."""
 FULL = 500
 RETRY = 0.5
+UNWRITTEN = 500
+"""Mails on the wire, or through and not written yet, that a process has at the most: if it dies they come twice. While Postgres
+is away this is soon reached, and no more go out."""
 
 log = structlog.get_logger(__name__)
 
@@ -70,7 +76,7 @@ class InHand:
     """The email_keys that were suppressed while it was in hand."""
     suppressed: set[int] = field(default_factory=set)
     """Positions of mails that must not go any more, which the batch's reading did not know."""
-    written: list[tuple[int, Outcome]] = field(default_factory=list)
+    written: list[tuple[int, Sequence[Outcome]]] = field(default_factory=list)
     """What the ledger has, and when it got it, in epoch ms."""
 
     def has_read(self, mails: Sequence[Mail]) -> None:
@@ -84,17 +90,15 @@ class InHand:
 
     def with_outcomes(self, end: BatchEnd) -> BatchEnd:
         """With what others are told of its mails, where all of that happened in this hand."""
-        if len(self.written) != end.mails:
+        if sum(len(outcomes) for _, outcomes in self.written) != end.mails:
             return end
         mails = {one.position: one for one in self.mails}
         told: list[MailOutcome] = []
-        for at, outcome in self.written:
-            mail = mails.get(outcome.position)
-            if mail is None:
-                return end
-            one = told_of(outcome, at, mail.recipient_id, mail.mail_id)
-            if one is not None:
-                told.append(one)
+        try:
+            for at, outcomes in self.written:
+                told += told_of(outcomes, at, mails)
+        except KeyError:  # one that this hand did not read
+            return end
         return replace(end, outcomes=told)
 
     def stop(self, verdict: Verdict) -> None:
@@ -120,6 +124,9 @@ class Completer:
         self._publish = publish
         self._entries: list[_Entry] = []
         self._new = asyncio.Event()
+        self._enough = asyncio.Event()
+        self._written = asyncio.Event()
+        self._waiting = self._unwritten = self._on_the_wire = 0
         self.write_seconds = 0.0
         """What the last write took: how fast the database is."""
 
@@ -133,12 +140,34 @@ class Completer:
         self._put(entry)
         return await entry.written
 
+    def admits(self, mails: int) -> bool:
+        """Whether so many more may go on the wire now."""
+        return self._unwritten + self._on_the_wire + mails <= UNWRITTEN
+
+    async def progress(self, within: float) -> None:
+        """Returns when outcomes have been written, or after so many seconds."""
+        self._written.clear()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(within):
+                await self._written.wait()
+
+    @contextmanager
+    def on_the_wire(self, mails: int) -> Iterator[None]:
+        """Mails whose outcomes will be added next."""
+        self._on_the_wire += mails
+        try:
+            yield
+        finally:
+            self._on_the_wire -= mails
+
     async def run(self) -> None:
         """Writes until cancelled. The caller cancels when every batch is closed."""
         while True:
             await self._new.wait()
-            if sum(len(entry.outcomes) for entry in self._entries) < FULL:
-                await asyncio.sleep(GATHER)
+            if self._waiting < ENOUGH:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(GATHER):
+                        await self._enough.wait()
             entries = self._take()
             while True:
                 begun = time.monotonic()
@@ -147,12 +176,21 @@ class Completer:
                     self.write_seconds = time.monotonic() - begun
                     break
                 except Unavailable as error:
-                    log.info("outcomes wait", mails=sum(len(entry.outcomes) for entry in entries), error=str(error))
-                    await asyncio.sleep(RETRY)
+                    log.info("outcomes wait", mails=_outcomes(entries), error=str(error))
+                except Exception:
+                    # Dropped, they would make second mails of a whole batch: nothing more goes out until somebody has helped.
+                    log.exception("outcomes cannot be written", mails=_outcomes(entries))
+                await asyncio.sleep(RETRY)
+            self._unwritten -= _outcomes(entries)
+            self._written.set()
 
     def _put(self, entry: _Entry) -> None:
         self._entries.append(entry)
+        self._waiting += len(entry.outcomes)
+        self._unwritten += len(entry.outcomes)
         self._new.set()
+        if self._waiting >= ENOUGH:
+            self._enough.set()
 
     def _take(self) -> list[_Entry]:
         taken, mails = 0, 0
@@ -160,8 +198,11 @@ class Completer:
             mails += len(self._entries[taken].outcomes)
             taken += 1
         entries, self._entries = self._entries[:taken], self._entries[taken:]
+        self._waiting -= mails
         if not self._entries:
             self._new.clear()
+        if self._waiting < ENOUGH:
+            self._enough.clear()
         return entries
 
     async def _write(self, entries: Sequence[_Entry]) -> None:
@@ -194,7 +235,7 @@ class Completer:
             self._publish(letters)
         at = time.time_ns() // 1_000_000
         for entry in mine:
-            entry.hand.written += [(at, outcome) for outcome in entry.outcomes]
+            entry.hand.written.append((at, entry.outcomes))
         for entry in entries:
             state = states.get(entry.hand)
             if state is None:
@@ -204,6 +245,10 @@ class Completer:
             if not entry.written.done():
                 end = ends.get(entry.hand.batch.id) if isinstance(entry.closing, End) else None
                 entry.written.set_result(None if end is None else entry.hand.with_outcomes(end))
+
+
+def _outcomes(entries: Sequence[_Entry]) -> int:
+    return sum(len(entry.outcomes) for entry in entries)
 
 
 async def _write_outcomes(connection: Connection, entries: Sequence[_Entry]) -> None:

@@ -84,7 +84,7 @@ async def send_batch(record: Record, ack: Ack, room: MailRoom) -> None:
     finally:
         room.in_hand.discard(pointer.batch_id)
     if end is not None:
-        await _announce(end, room)
+        room.use.announcer.tell(end)
 
 
 async def _claim_and_send(pointer: BatchPointer, ack: Ack, room: MailRoom) -> BatchEnd | None:
@@ -101,7 +101,7 @@ async def send_claimed(batch: Batch, worker: Incarnation, room: MailRoom) -> Non
     """From a batch that this incarnation has claimed to its end or return."""
     end = await _send_claimed(batch, worker, room)
     if end is not None:
-        await _announce(end, room)
+        room.use.announcer.tell(end)
 
 
 async def _send_claimed(batch: Batch, worker: Incarnation, room: MailRoom) -> BatchEnd | None:
@@ -112,13 +112,6 @@ async def _send_claimed(batch: Batch, worker: Incarnation, room: MailRoom) -> Ba
         return await room.completer.close_batch(hand, closing)
     finally:
         room.hands.discard(hand)
-
-
-async def _announce(end: BatchEnd, room: MailRoom) -> None:
-    try:
-        await room.use.announcer.announce(end)
-    except Unavailable as error:
-        log.info("a batch is announced later", batch=str(end.id), error=str(error))
 
 
 async def _send(hand: InHand, worker: Incarnation, room: MailRoom) -> Closing:
@@ -231,13 +224,25 @@ async def _put_on_the_wire(
                 async with asyncio.timeout(TURN_WAIT):
                     await stack.enter_async_context(turns.turn(user, weight, len(envelopes)))
                 connection = await stack.enter_async_context(relay.connection())
-                return await _send_over(connection, envelopes, turns, hand)
+                if not await _may_go(len(envelopes), hand, room):
+                    return [NotBegun("stopped") for _ in envelopes]
+                with room.completer.on_the_wire(len(envelopes)):
+                    return await _send_over(connection, envelopes, turns, hand)
     except TimeoutError:
         log.info("its connections are busy", relay=relay.relay.name)
         return [NotBegun("its connections are busy") for _ in envelopes]
     except Unavailable as error:
         log.info("no connection", relay=relay.relay.name, error=str(error))
         return [NotBegun(str(error)) for _ in envelopes]
+
+
+async def _may_go(mails: int, hand: InHand, room: MailRoom) -> bool:
+    """Waits while too many have gone whose outcomes are not in the ledger."""
+    while not room.completer.admits(mails):
+        if hand.verdict is not Verdict.GO_ON or room.stopping() or room.incarnations.current().id != hand.worker:
+            return False
+        await room.completer.progress(0.25)
+    return True
 
 
 async def _send_over(

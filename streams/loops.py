@@ -1,4 +1,4 @@
-"""The processes beside the Faust workers: release, maintenance and webhooks. Stopped by a signal, they finish the round in hand."""
+"""The processes beside the Faust workers: release, maintenance, webhooks. A signal stops them behind the round in hand."""
 
 import asyncio
 import os

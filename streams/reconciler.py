@@ -48,6 +48,9 @@ class Reconciler:
             except Unavailable as error:
                 log.info("progress is compared later", error=str(error))
                 continue
+            except Exception:
+                log.exception("progress was not compared")
+                continue
             if found:
                 self.mended += found
                 log.warning("progress mended", **found, since_start=dict(self.mended))

@@ -3,13 +3,14 @@
 Harmless at any other time: what Kafka still has is left alone, and every consumer takes a pointer twice.
 """
 
+import asyncio
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from uuid import UUID
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
-from aiokafka.errors import KafkaError
+from aiokafka.errors import GroupCoordinatorNotAvailableError, KafkaError, NotCoordinatorForGroupError
 
 from core.errors import Unavailable
 from core.settings import KafkaSettings, Settings
@@ -22,6 +23,7 @@ from streams.resources import Resources, open_resources
 
 PAGE = 1_000
 LEADS_GROUP = "worker-leads"
+COORDINATOR_WITHIN = 30.0
 
 
 async def run_recover(settings: Settings) -> int:
@@ -74,7 +76,7 @@ async def _unread_keys(settings: KafkaSettings) -> set[bytes]:
                 keys.update(record.key for record in records if record.key is not None)
             ends = {place: end for place, end in ends.items() if await consumer.position(place) < end}
         return keys
-    except (KafkaError, OSError) as error:
+    except (KafkaError, OSError, TimeoutError) as error:
         raise Unavailable("kafka", str(error) or type(error).__name__) from error
     finally:
         await consumer.stop()
@@ -94,10 +96,15 @@ async def _committed(settings: KafkaSettings) -> dict[TopicPartition, int]:
     admin = AIOKafkaAdminClient(bootstrap_servers=settings.kafka_bootstrap_servers)
     await admin.start()
     try:
-        offsets = await admin.list_consumer_group_offsets(settings.kafka_topic_prefix + LEADS_GROUP)
+        async with asyncio.timeout(COORDINATOR_WITHIN):
+            while True:
+                try:
+                    offsets = await admin.list_consumer_group_offsets(settings.kafka_topic_prefix + LEADS_GROUP)
+                    return {place: max(0, at.offset) for place, at in offsets.items()}
+                except (GroupCoordinatorNotAvailableError, NotCoordinatorForGroupError):
+                    await asyncio.sleep(0.5)  # of an empty broker the first who asks makes it one
     finally:
         await admin.close()
-    return {place: max(0, at.offset) for place, at in offsets.items()}
 
 
 def _told(lost: Sequence[LostChunk]) -> Iterable[str]:

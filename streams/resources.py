@@ -37,6 +37,7 @@ async def open_resources(settings: Settings, *, kafka: bool = True) -> AsyncIter
     """
     database, producer, redis = Database(settings.postgres), Producer(settings.kafka), connect(settings.redis)
     prefix = settings.redis.redis_prefix
+    announcer = Announcer(producer, database, settings.events.events_enabled)
     try:
         await database.open()
         if kafka:
@@ -50,10 +51,11 @@ async def open_resources(settings: Settings, *, kafka: bool = True) -> AsyncIter
             LimitBook(database, settings.limits),
             Factors(redis, prefix),
             LiveProgress(redis, prefix),
-            Announcer(producer, database, settings.events.events_enabled),
+            announcer,
             Destinations(redis, prefix),
         )
     finally:
+        await announcer.close()
         await producer.close()
         await database.close()
         await redis.aclose()

@@ -204,10 +204,11 @@ async def run_progress(settings: Settings) -> int:
 def _owned(app: App, settings: Settings) -> Callable[[UUID], bool]:
     """Whether the operation's events are read here, and the table has been recovered."""
     topic = settings.kafka.kafka_topic_prefix + PROGRESS_EVENTS.name
+    tables: Any = app.tables
 
     def owns(operation: UUID) -> bool:
         partition = partition_of(str(operation).encode(), settings.kafka.kafka_partitions)
-        return app.tables.recovery.completed.is_set() and TP(topic, partition) in app.assignor.assigned_actives()
+        return tables.recovery.completed.is_set() and TP(topic, partition) in app.assignor.assigned_actives()
 
     return owns
 

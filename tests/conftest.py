@@ -3,7 +3,10 @@
 import asyncio
 import itertools
 import os
+import shutil
+import tempfile
 from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -17,17 +20,19 @@ from devstack.postgres import Postgres
 from devstack.sink_process import Sink
 from devstack.valkey import Valkey
 from store.migrations import ensure_partitions, migrate, migration_lock, read_migrations
+from store.positions import wanted_partitions
 from store.postgres import Database
 from store.topics import create_topics
 
 TEMPLATE = "template_mailgenius"
+MEMORY, ENOUGH = Path("/dev/shm"), 8 * 2**30
 _numbers = itertools.count(1)
 
 
 @pytest.fixture(scope="session")
 def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
     """With a migrated template database."""
-    with Postgres(_home(tmp_path_factory, "postgres"), durable=False) as server:
+    with _in_memory(tmp_path_factory, "postgres") as home, Postgres(home, durable=False) as server:
         asyncio.run(_make_template(server))
         yield server
 
@@ -73,12 +78,30 @@ def environment(postgres: Postgres, valkey: Valkey, database_name: str) -> dict[
     }
 
 
+@pytest.fixture(scope="session")
+def untouched() -> list[str]:
+    """Prefixes of topics that no test has used, though they were made for one."""
+    return []
+
+
 @pytest.fixture
-def with_kafka(environment: dict[str, str], kafka: Kafka) -> dict[str, str]:
-    """The environment with Kafka, and this test's own topics made."""
+def with_kafka(environment: dict[str, str], kafka: Kafka, untouched: list[str]) -> Iterator[dict[str, str]]:
+    """The environment with Kafka, and topics that have had no record and no group yet.
+
+    Most tests write nothing to Kafka. Their topics serve again: to make some costs as much as the rest of a test, and a broker
+    with those of a thousand tests is slow.
+    """
     environment["KAFKA_BOOTSTRAP_SERVERS"] = kafka.bootstrap
-    asyncio.run(create_topics(load(environment).kafka))
-    return environment
+    if untouched:
+        environment["KAFKA_TOPIC_PREFIX"] = untouched.pop()
+    else:
+        asyncio.run(create_topics(load(environment).kafka))
+    used, groups = load(environment).kafka, _logs(kafka, "__consumer_offsets-")
+    yield environment
+    logs = _logs(kafka, used.kafka_topic_prefix)
+    whole = logs.keys() == {f"{name}-{at}" for name, count in wanted_partitions(used).items() for at in range(count)}
+    if whole and not any(logs.values()) and _logs(kafka, "__consumer_offsets-") == groups:
+        untouched.append(used.kafka_topic_prefix)
 
 
 @pytest.fixture
@@ -106,6 +129,28 @@ async def database(environment: dict[str, str]) -> AsyncIterator[Database]:
 
 def _home(factory: pytest.TempPathFactory, name: str) -> Path:
     return factory.mktemp(name)
+
+
+@contextmanager
+def _in_memory(factory: pytest.TempPathFactory, name: str) -> Iterator[Path]:
+    """A home whose files are in memory where there is enough: a database is copied there with half of the CPU."""
+    if not os.access(MEMORY, os.W_OK) or shutil.disk_usage(MEMORY).free < ENOUGH:
+        yield _home(factory, name)
+        return
+    for left in MEMORY.glob(f"{TEMPLATE}-*"):  # by a run that was killed
+        if not Path(f"/proc/{left.name.split('-')[1]}").exists():
+            shutil.rmtree(left, ignore_errors=True)
+    prefix = f"{TEMPLATE}-{os.getpid()}-"
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=MEMORY, ignore_cleanup_errors=True) as home:
+        Path(home).chmod(0o711)  # the server may run as another user
+        yield Path(home)
+
+
+def _logs(kafka: Kafka, start: str) -> dict[str, int]:
+    """How much each partition holds whose name begins like this."""
+    data = kafka.home / "data"
+    found = [name for name in os.listdir(data) if name.startswith(start)]
+    return {name: sum(log.stat().st_size for log in (data / name).glob("*.log")) for name in found}
 
 
 def _dsn(postgres: Postgres, name: str) -> str:

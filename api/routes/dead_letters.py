@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from contextlib import suppress
 from time import monotonic
 from typing import Annotated, Final
+from uuid import UUID
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Path, Query, Request
 from pydantic import ValidationError
 
 from api.bodies import read_body
@@ -15,18 +16,19 @@ from api.document import component
 from api.errors import invalid_body
 from api.replays import replay
 from api.resources import Resources
-from api.shared import SharedWrite, whose
-from core.errors import Unavailable
+from api.shared import SharedWrite, Whose, whose
+from core.errors import NotFound, Unavailable
 from schemas.http.dead_letters import (
     REPLAY_MAX_BYTES,
     DeadLetterAnswer,
+    DeadLetterDetail,
     DeadLetterPage,
     DeadLetterQuery,
     DeadLettersReplayed,
     ReplayOrder,
 )
 from schemas.ids import SendId
-from store.dead_letters import FoundLetter, list_dead_letters
+from store.dead_letters import FoundLetter, list_dead_letters, read_dead_letter
 
 SLICE: Final = 10_000
 """Dead letters looked at by one statement."""
@@ -59,6 +61,17 @@ async def look(key: Caller, use: Use, query: Annotated[DeadLetterQuery, Query()]
     return DeadLetterPage(dead_letters=[_answer(one) for one in found], next=after)
 
 
+@router.get("/{id}")
+async def show(user: Whose, use: Use, letter_id: Annotated[UUID, Path(alias="id")]) -> DeadLetterDetail:
+    """With the bytes of the record."""
+    async with use.database.connection() as connection:
+        found = await read_dead_letter(connection, user, letter_id)
+    if found is None:
+        raise NotFound("there is no such dead letter")
+    one, key, value = found
+    return DeadLetterDetail(**_answer(one).model_dump(), key=_text(key), content=_text(value))
+
+
 @router.post("/replay", openapi_extra=BODY)
 async def replay_some(request: Request, key: Caller, write: SharedWrite) -> DeadLettersReplayed:
     """A failed mail goes again as by POST …/campaigns/send/retry, its attempts before it; a record goes to its topic again,
@@ -88,6 +101,10 @@ async def _order(request: Request) -> ReplayOrder:
         return ReplayOrder.model_validate_json(body or b"{}", by_alias=True, by_name=False)
     except ValidationError as error:
         raise invalid_body(error) from None
+
+
+def _text(content: bytes | None) -> str | None:
+    return None if content is None else content.decode("utf-8", "replace")
 
 
 def _answer(one: FoundLetter) -> DeadLetterAnswer:

@@ -81,9 +81,8 @@ async def make(request: Request, write: SharedWrite) -> WebhookMade:
     made: list[str] = []
 
     async def act(connection: Connection) -> WebhookAnswer:
-        state = WebhookState.ACTIVE if asked.enabled else WebhookState.PAUSED
         row = await create_webhook(
-            connection, write.user, webhook_id, asked.name, asked.url, asked.events, stored, state
+            connection, write.user, webhook_id, asked.name, asked.url, asked.events, stored, asked.enabled
         )
         if row is None and await read_webhook(connection, write.user, asked.name) is None:
             raise Conflict(f"there are {WEBHOOKS_MAX} webhooks already")
@@ -111,10 +110,7 @@ async def change(name: Name, request: Request, write: SharedWrite) -> WebhookAns
     async def act(connection: Connection) -> WebhookAnswer:
         row = _there(await lock_webhook(connection, write.user, name))
         events = asked.events if "events" in asked.model_fields_set else row.events
-        state = row.state
-        if asked.enabled is not None:
-            state = WebhookState.ACTIVE if asked.enabled else WebhookState.PAUSED
-        return _answer(await change_webhook(connection, row, asked.url or row.url, events, state))
+        return _answer(await change_webhook(connection, row, asked.url or row.url, events, asked.enabled))
 
     return await write.once(WebhookAnswer, act, asked)
 

@@ -34,6 +34,9 @@ BEYOND_SESSION = 13.0
 """Kafka gives a consumer's partitions to others 10 s after its last heartbeat."""
 
 
+WITHOUT_LEDGER = 4.0
+
+
 @dataclass(frozen=True, slots=True)
 class Fault:
     """`touches`: two faults of a round never touch the same. One that does not last is over when it has struck. `least`: it
@@ -147,19 +150,27 @@ def server_killed(name: str) -> Strike:
     return strike
 
 
+@contextmanager
+def killed_without_ledger(place: Place) -> Iterator[None]:
+    """An emails worker, which could not write any more what it sent."""
+    with stopped("postgres")(place):
+        time.sleep(WITHOUT_LEDGER)
+        place.kill(place.chance.choice(place.living("emails")))
+    yield
+
+
 CUT = """
 SELECT pg_terminate_backend(pid) FROM (
-  SELECT pid FROM pg_stat_activity
-  WHERE application_name = 'mailgenius' AND state = 'active' AND (query ~* '^commit' OR wait_event ~* '^wal')
-  ORDER BY random() LIMIT 1) AS committing
+  SELECT pid FROM pg_stat_activity WHERE application_name = 'mailgenius' AND state = 'active'
+  ORDER BY query ~* '^commit' OR coalesce(wait_event ~* '^wal', false) DESC, random() LIMIT 1) AS committing
 """
-CUT_EVERY, CUT_ALL_EVERY = 0.05, 2.0
+CUT_EVERY, CUT_ALL_EVERY = 0.03, 2.0
 CUT_ALL = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'mailgenius'"
 
 
 @contextmanager
 def connections_cut(place: Place) -> Iterator[None]:
-    """In the middle of commits: nobody is told whether it was one. Now and then all of them."""
+    """In the middle of commits, or of other statements: nobody is told whether it was done. Now and then all of them."""
     over = threading.Event()
 
     async def cut() -> None:
@@ -255,6 +266,7 @@ FAULTS = (
     Fault("Postgres restarted", "postgres", restarted("postgres"), lasts=False),
     Fault("Postgres killed", "postgres", server_killed("postgres"), lasts=False),
     Fault("Postgres stopped", "postgres", stopped("postgres")),
+    Fault("a worker killed while Postgres is away", "postgres", killed_without_ledger, lasts=False),
     Fault("Postgres cuts connections in mid-commit", "postgres", connections_cut),
     Fault("Valkey flushed", "valkey", flushed, lasts=False),
     Fault("Valkey stopped, and empty then", "valkey", stopped("valkey")),

@@ -49,7 +49,7 @@ def sizes_for(seconds: float) -> Sizes:
     full_speed = CONNECTIONS / DELAY
     half_way = int(full_speed * (seconds + 14) / 4)  # of four users that have a share each
     return Sizes(
-        large=int(full_speed * (seconds + 50)),
+        large=int(full_speed * (seconds + 40)),
         resend=half_way,
         skip=half_way,
         limited=int(RATE * (seconds + 6)),

@@ -46,6 +46,13 @@ class DeadLetterAnswer(Http):
     replayed_at: datetime | None
 
 
+class DeadLetterDetail(DeadLetterAnswer):
+    """`key` and `content` of a record, as text: what is no UTF-8 is replaced. None of a mail."""
+
+    key: str | None
+    content: str | None
+
+
 class DeadLetterPage(Http):
     """Newest first. `next` is the `after` of the next page; null: this is the last one. A page may have fewer than asked for,
     or none, and a `next`.

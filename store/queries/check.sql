@@ -138,8 +138,8 @@ SELECT uuidv7(), moved.id, moved.user_id, moved.number, 0, 0, 0, 'done', $2, $3,
 -- name: check_ended_sends
 -- Sends that are over while something of them is not (campaign_send_batches_open, email_sends_due).
 SELECT s.id, 'send ' || s.id AS at,
-       concat_ws(', ', s.state || ', but', s.recipients - s.next_position || ' mails are not released', b.batches || ' batches are open',
-                 m.mails || ' mails are due later') AS what
+       s.state || ', and ' || concat_ws(', ', nullif(s.recipients - s.next_position, 0) || ' mails not released',
+                                        b.batches || ' batches open', m.mails || ' mails due') AS what
 FROM campaign_sends s
 LEFT JOIN LATERAL (SELECT nullif(count(*), 0) AS batches FROM campaign_send_batches o
                    WHERE o.user_id = s.user_id AND o.send_id = s.id AND o.state <> 'done') AS b ON true

@@ -56,6 +56,12 @@ WITH slice AS MATERIALIZED (
 )
 SELECT * FROM slice WHERE fits OR last ORDER BY id DESC LIMIT $4
 
+-- name: read_dead_letter
+-- Primary key. With the bytes.
+SELECT id, state, topic, partition, "offset", send_id, position, mail_id, stage, kind, code, error, attempts, failed_at, replays,
+       replayed_at, key, value
+FROM dead_letters WHERE user_id = $1 AND id = $2
+
 -- name: named_letters
 -- Primary key.
 SELECT id, state, topic, send_id, coalesce(octet_length(key), 0) + coalesce(octet_length(value), 0) AS bytes

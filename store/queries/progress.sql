@@ -107,7 +107,7 @@ WHERE b.send_id = $1 AND b.number >= $2 AND b.number < $3 AND b.state = 'done'
 
 -- name: chunks_of_block
 -- Those that import_blocks has summed, one by one, from $2 to before $3.
-SELECT b.import_id, b.number, i.user_id, b.rows, b.state, b.stored, b.duplicate, b.rejected
+SELECT b.import_id, b.number, i.user_id, b.first_row, b.rows, b.state, b.stored, b.duplicate, b.rejected
 FROM lead_import_batches b JOIN lead_imports i ON i.id = b.import_id
 WHERE b.import_id = $1 AND b.number >= $2 AND b.number < $3 AND b.done_at IS NOT NULL
   AND b.announced_at < now() - interval '30 seconds'

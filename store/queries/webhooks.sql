@@ -1,7 +1,8 @@
 -- name: create_webhook
 -- No row: the user has one of this name, or $8 of them.
 INSERT INTO webhooks (user_id, id, name, url, events, secret, state)
-SELECT $1, $2, $3, $4, $5, $6, $7 WHERE (SELECT count(*) FROM webhooks WHERE user_id = $1) < $8
+SELECT $1, $2, $3, $4, $5, $6, CASE WHEN $7::boolean THEN 'active' ELSE 'paused' END
+WHERE (SELECT count(*) FROM webhooks WHERE user_id = $1) < $8
 ON CONFLICT (user_id, name) DO NOTHING
 RETURNING *
 
@@ -18,16 +19,19 @@ SELECT * FROM webhooks WHERE user_id = $1 AND name = $2
 SELECT * FROM webhooks WHERE user_id = $1 AND name = $2 FOR UPDATE
 
 -- name: change_webhook
--- One that becomes active begins anew, with what still waits for it. Whoever has a lease of it finds that by its `wakes`.
+-- One that the caller has locked. One that becomes active ($5 true) begins anew, with what still waits for it. Whoever has a lease
+-- of it finds that by its `wakes`. With $5 null its state stays.
 UPDATE webhooks w
-SET url = $3, events = $4, state = $5, updated_at = now(), wakes = w.wakes + 1,
-    failures = CASE WHEN $6 THEN 0 ELSE w.failures END,
-    failing_since = CASE WHEN NOT $6 THEN w.failing_since END,
-    last_error = CASE WHEN NOT $6 THEN w.last_error END,
-    disabled_at = CASE WHEN NOT $6 THEN w.disabled_at END,
-    active_since = CASE WHEN $6 THEN now() ELSE w.active_since END,
-    due_at = CASE WHEN $6 THEN now() ELSE w.due_at END
-WHERE w.user_id = $1 AND w.id = $2 RETURNING *
+SET url = $3, events = $4, state = CASE WHEN $5 THEN 'active' WHEN NOT $5 THEN 'paused' ELSE w.state END, updated_at = now(),
+    wakes = w.wakes + 1,
+    failures = CASE WHEN n.begins THEN 0 ELSE w.failures END,
+    failing_since = CASE WHEN NOT n.begins THEN w.failing_since END,
+    last_error = CASE WHEN NOT n.begins THEN w.last_error END,
+    disabled_at = CASE WHEN NOT n.begins THEN w.disabled_at END,
+    active_since = CASE WHEN n.begins THEN now() ELSE w.active_since END,
+    due_at = CASE WHEN n.begins THEN now() ELSE w.due_at END
+FROM (SELECT coalesce($5::boolean, false) AND state <> 'active' AS begins FROM webhooks WHERE user_id = $1 AND id = $2) AS n
+WHERE w.user_id = $1 AND w.id = $2 RETURNING w.*
 
 -- name: rotate_webhook
 -- One that the caller has locked. The secret before is signed with, too, for $4 seconds more; 0: no more.

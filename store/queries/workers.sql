@@ -58,3 +58,15 @@ WITH freed AS (
   WHERE r.user_id = u.user_id
 )
 SELECT id FROM freed
+
+-- name: list_workers
+-- Those that live, those that ended within the last hour, and those that hold a batch all the same; dead without a heartbeat for $1
+-- seconds. A row for each life of a process: few (campaign_send_batches_claimed).
+WITH held AS (SELECT b.worker, count(*)::integer AS batches FROM campaign_send_batches b WHERE b.state = 'claimed' GROUP BY b.worker)
+SELECT w.id, w.kind, w.host, w.pid, w.started_at, w.heartbeat_at, coalesce(h.batches, 0) AS batches,
+       CASE WHEN w.stopped_at IS NOT NULL THEN 'stopped'
+            WHEN w.fenced_at IS NOT NULL OR w.heartbeat_at < now() - make_interval(secs => $1) THEN 'dead'
+            ELSE 'running' END AS state
+FROM workers w LEFT JOIN held h ON h.worker = w.id
+WHERE w.heartbeat_at > now() - interval '1 hour' OR h.batches > 0
+ORDER BY w.id DESC LIMIT $2

@@ -75,7 +75,7 @@ class System:
         return progress
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
     with Stack(tmp_path_factory.mktemp("whole"), durable=False) as stack:
         for command in BEFORE:

@@ -13,13 +13,12 @@ from devstack.chaos.speed import Speed
 from devstack.chaos.verdict import dead_letters, judge
 
 QUICK = (
-    "three processes killed",
     "Kafka restarted",
     "Postgres cuts connections in mid-commit",
     "Valkey stopped, and empty then",
     "the relay takes a mail and cuts",
 )
-"""Of them a seed makes five rounds that take less than two minutes."""
+"""Of them a seed makes four rounds in less than two minutes: they need no rescue, which takes 20 s."""
 AWAY = ("Kafka stopped", "Postgres stopped", "Valkey stopped, and empty then", "the relay hangs", "the relay refuses")
 
 
@@ -28,7 +27,7 @@ def test_everything_heals_and_nothing_is_lost_or_comes_twice_in_silence(tmp_path
     with standing(tmp_path / "stack", seed=4) as (place, client):
         rounds = list(run_rounds(place, client, len(faults), faults, seconds=3))
     assert [one for one in rounds if not one.right] == []
-    assert sum(one.verdict.mails for one in rounds) > 100_000
+    assert sum(one.verdict.arrived for one in rounds) > 20_000
 
 
 @pytest.mark.slow

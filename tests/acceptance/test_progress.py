@@ -1,15 +1,17 @@
 """Progress through the loss of everything it is shown from."""
 
 import asyncio
+import json
 import os
 import signal
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
+import pytest
 from redis import Redis
 
 from mailgenius import MailGenius, OperationProgress
-from tests.acceptance.conftest import PROGRESS, System, start_send
+from tests.acceptance.conftest import PROGRESS, SEND, System, start_send
 
 MAILS = 4_000
 
@@ -46,3 +48,23 @@ def test_numbers_end_exact_though_the_worker_was_killed_and_redis_flushed(system
     assert (updates[-1].done, updates[-1].state) == (MAILS, "done")
     assert len(updates) > 3
     assert len(system.ledger("watched").sent) == MAILS
+
+
+@pytest.mark.slow
+def test_what_the_table_never_heard_is_counted_within_a_minute(system: System) -> None:
+    """As if its changelog were gone: batches that were told, of which it has none."""
+    client = system.client("unheard")
+    system.script(delay=1.0)
+    send_id = start_send(client, 40)
+    client.post(f"{SEND}/pause", params={"campaignId": "spring"}).raise_for_status()
+    system.fetch(
+        "INSERT INTO campaign_send_batches (id, send_id, user_id, number, first_position, end_position, size, state, sent,"
+        " done_at, announced_at) SELECT gen_random_uuid(), $1, 'unheard', n, 0, 0, 0, 'done', 2, now(),"
+        " now() - interval '1 minute' FROM generate_series(5000, 5009) AS n",
+        send_id,
+    )
+    redis = Redis(host=system.environment["REDIS_HOST"], port=int(system.environment["REDIS_PORT"]))
+    key = f"{system.environment.get('REDIS_PREFIX', 'mailgenius:')}operation:{send_id}"
+    with redis:
+        system.until(lambda: json.loads(redis.get(key) or "{}").get("counts", {}).get("sent", 0) >= 20, within=75)
+    system.script()

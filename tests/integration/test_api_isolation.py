@@ -37,12 +37,16 @@ from tests.orders import order
 FEEDBACK = "/api/webhooks/feedback/{source}"
 """Who posts there signs."""
 OPEN = {"/healthz", "/readyz", "/openapi.json", "/docs", "/docs/oauth2-redirect", "/redoc", FEEDBACK}
-OPEN |= {"/u/{token}", "/u/{token}/undo"}  # for recipients, who have no key: the signed link is theirs (test_unsubscribe.py)
+OPEN |= {
+    "/u/{token}",
+    "/u/{token}/undo",
+}  # for recipients, who have no key: the signed link is theirs (test_unsubscribe.py)
 RATE_LIMIT, RELAYS = "/api/queue/rate-limit", "/api/queue/relays"
 SOURCES = "/api/queue/feedback/sources"
 DKIM_KEYS = "/api/queue/dkim-keys"
 ATTACHMENTS = "/api/queue/attachments"
 DEAD_LETTERS = "/api/queue/dead-letters"
+KEYS = "/api/queue/keys"
 WEBHOOKS = "/api/queue/webhooks"
 SHARED_LIMITS = f"{RATE_LIMIT}/shared"
 SINGLE = {"template": {"subject": "Hi", "text": "Hi"}, "sender": {"email": "news@shop.com"}}
@@ -142,6 +146,7 @@ def calls(ids: Ids) -> Mapping[tuple[str, str], list[dict[str, Any]]]:
             {"params": {"topic": "emails.batches", "state": "open"}},
             {"params": {"after": ids.send_id}},
         ],
+        ("GET", f"{DEAD_LETTERS}/{{id}}"): [{"url": f"{DEAD_LETTERS}/{ids.send_id}"}],
         ("POST", f"{DEAD_LETTERS}/replay"): [{"json": {"ids": [ids.send_id]}}],
         ("DELETE", SUPPRESSIONS): [_suppressed(ids)],
         ("GET", LEADS): [*_selections(ids), {"params": {"after": ids.email}}],
@@ -209,6 +214,11 @@ NOT_FOR_USERS: Mapping[tuple[str, str], dict[str, Any]] = {
     ("PUT", RATE_LIMIT): {"json": {"name": "api", "rate": 1}},
     ("DELETE", RATE_LIMIT): {},
     ("GET", SHARED_LIMITS): {},
+    ("GET", KEYS): {},
+    ("POST", KEYS): {"json": {"name": "mine", "userId": "owner"}},
+    ("DELETE", f"{KEYS}/{{id}}"): {"url": f"{KEYS}/{NOBODYS.send_id}"},
+    ("GET", "/api/queue/workers"): {},
+    ("GET", "/api/queue/lag"): {},
     ("PUT", SHARED_LIMITS): {"json": {"kind": "relay", "target": "*", "rate": 1}},
     ("DELETE", SHARED_LIMITS): {"params": {"kind": "relay", "target": "*"}},
     ("DELETE", f"{RATE_LIMIT}/destinations"): {"params": {"relay": "default", "destination": "gmail.com"}},
@@ -263,7 +273,16 @@ async def owned(api: Api) -> Ids:
 async def _ledger(api: Api) -> list[Any]:
     """Everything that is the owner's."""
     tables = ("lead_imports", "campaign_sends", "email_sends", "campaign_send_batches", "progress_tracking")
-    tables += ("leads", "suppressions", "erasures", "relays", "user_limits", "mail_keys", "feedback_sources", "dkim_keys")
+    tables += (
+        "leads",
+        "suppressions",
+        "erasures",
+        "relays",
+        "user_limits",
+        "mail_keys",
+        "feedback_sources",
+        "dkim_keys",
+    )
     tables += ("dead_letters", "webhooks")
     async with api.resources.database.connection() as connection:
         return [await connection.fetch(f"SELECT * FROM {table} WHERE user_id = $1", OWNER) for table in tables]

@@ -105,3 +105,29 @@ async def test_without_redis_progress_is_still_exact(settings: Settings) -> None
         one = (await client.get(PROGRESS, params={"id": import_id})).json()
         assert one["done"] == 1_000
         assert len((await client.get(PROGRESS)).json()["operations"]) == 1
+
+
+async def test_operations_are_filtered(api: Api, client: httpx.AsyncClient) -> None:
+    running, ended = [await _import(client, 1) for _ in range(2)]
+    send_id = (await client.post(SEND, json=order([{"email": "a@mail.com"}]))).json()["sendId"]
+    async with api.resources.database.connection() as connection:
+        await settle_progress(connection, UUID(ended), OWNER, "done", 1, {"stored": 1}, ended=True)
+
+    async def found(**query: str) -> list[str]:
+        return [one["id"] for one in (await client.get(PROGRESS, params=query)).json()["operations"]]
+
+    assert await found(kind="import") == [ended, running]
+    assert await found(kind="send") == await found(state="running") == [send_id]
+    assert await found(active="true") == [send_id, running]
+    assert await found(active="false", kind="import") == [ended]
+    assert (await client.get(PROGRESS, params={"state": "x"})).status_code == 422
+
+
+async def test_a_rate_that_was_measured_long_ago_is_not_that_of_now(api: Api, client: httpx.AsyncClient) -> None:
+    import_id = await _import(client, 3_000)
+    for age, rate, basis in ((0, 500.0, "now"), (60, None, "average")):
+        live = LiveCounts(UUID(import_id), {"stored": 1_000}, time.time() - age, 500.0)
+        await api.resources.live.write({OWNER: [live]})
+        one = (await client.get(PROGRESS, params={"id": import_id})).json()
+        assert (one["rateNow"], one["etaBasis"]) == (rate, basis)
+        assert basis == "average" or one["etaSeconds"] == 4.0

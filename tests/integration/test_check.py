@@ -15,9 +15,13 @@ from aiokafka.structs import TopicPartition
 from uuid_utils.compat import uuid7
 
 from core.dead_letters import cause_of
+from core.limits import user_limits
 from core.outcomes import Outcome
-from core.settings import Settings
-from schemas.ids import ImportId, IncarnationId, SendId
+from core.settings import Settings, load
+from devstack.kafka import Kafka
+from devstack.postgres import Postgres
+from devstack.valkey import Valkey
+from schemas.ids import ImportId, IncarnationId, SendId, UserId
 from schemas.messages import BatchPointer, LeadChunk, encode
 from schemas.states import LimitName, MailState, OnConflict, OnDoubt, OperationKind
 from schemas.topics import EMAILS_BATCHES, LEADS_CHUNKS, LEADS_UPSTREAM
@@ -31,19 +35,21 @@ from store.batches import (
 )
 from store.dead_letters import Failed, add_failed_mails
 from store.imports import create_import, receive_import
-from store.limits import Override, set_user_limit
+from store.limits import Override, email_rates, set_user_limit
 from store.live import LiveCounts
 from store.postgres import Connection
 from store.progress import start_progress
 from store.sends import wake_release
+from store.topics import create_topics
 from store.workers import heartbeat
-from streams.check import CLEAN, FOUND, Answer, code_of, look, mend, scope_of
+from streams.check import CLEAN, FOUND, ROUNDS, Answer, code_of, look, mend, scope_of
 from streams.disagreements import KINDS
 from streams.intake import Record
 from streams.leads import store_chunk
 from streams.maintenance import finish, publish_dead_letters
 from streams.resources import Resources, open_resources
 from streams.tasks import store_mails
+from tests.conftest import TEMPLATE
 from tests.integration.ledger import USER, check_sums, new_send, new_worker, outcome, release
 from tests.integration.test_single_mails import Grave, batch, value
 
@@ -55,11 +61,14 @@ class Ledger:
     """A send that is over, one under way with a batch in a worker's hands and a deferred mail, single mails, an import."""
 
     use: Resources
+    user: UserId
     done: SendId
     open: SendId
     import_id: ImportId
     worker: IncarnationId
     held: Batch
+    kafka: bool = False
+    """Whether its topics and offsets are looked at, too."""
 
     async def run(self, sql: str, *arguments: Any) -> None:
         """What goes wrong. It must do something."""
@@ -67,7 +76,8 @@ class Ledger:
             assert (await connection.execute(sql, *arguments)).split()[-1] != "0"
 
     async def look(self, *, everything: bool = False) -> list[Answer]:
-        answers = await look(await scope_of(self.use, everything=everything), KINDS, settle=0.0)
+        kinds = [kind for kind in KINDS if self.kafka or kind.name not in ("topics", "offsets")]
+        answers = await look(await scope_of(self.use, everything=everything), kinds, settle=0.0)
         assert [answer.away for answer in answers if answer.away] == []
         return answers
 
@@ -78,8 +88,14 @@ class Ledger:
             if answer.found
         }
 
-    async def mend(self) -> None:
-        await mend(await scope_of(self.use, everything=False), await self.look())
+    async def mend(self) -> dict[str, list[str]]:
+        """What is left."""
+        for _ in range(ROUNDS):
+            await mend(await scope_of(self.use, everything=False), await self.look())
+            left = await self.found()
+            if not left:
+                break
+        return left
 
 
 async def _close(
@@ -103,16 +119,16 @@ async def _close(
     return one
 
 
-async def _import(use: Resources) -> ImportId:
+async def _import(use: Resources, user: UserId) -> ImportId:
     async with use.database.transaction() as connection:
-        made = await create_import(connection, USER, None, OnConflict.REPLACE, [])
+        made = await create_import(connection, user, None, OnConflict.REPLACE, [])
         assert made is not None
-        await start_progress(connection, made[0], USER, OperationKind.IMPORT, "receiving")
+        await start_progress(connection, made[0], user, OperationKind.IMPORT, "receiving")
     for number, cells in enumerate(([["a@mail.com"], ["nobody"]], [["b@mail.com"], ["a@mail.com"]])):
         first = 2 * number + 1
         chunk = LeadChunk(
             import_id=made[0],
-            user_id=USER,
+            user_id=user,
             number=number,
             first_row=first,
             origin_seq=made[1],
@@ -126,39 +142,51 @@ async def _import(use: Resources) -> ImportId:
     return made[0]
 
 
+async def make_ledger(use: Resources, user: UserId = USER) -> Ledger:
+    import_id = await _import(use, user)
+    async with use.database.connection() as connection:
+        worker = await new_worker(connection)
+        done = await new_send(connection, 20, user_id=user, campaign_id="done")
+        for number, pointer in enumerate(await release(connection, done, 20)):
+            ends = [outcome(at) if at else FAILED for at in range(10 * number, 10 * number + 10)]
+            await _close(connection, pointer, worker, ends)
+        going = await new_send(connection, 30, user_id=user, campaign_id="open", on_doubt=OnDoubt.SKIP)
+        first, second = await release(connection, going, 20)
+        ends = [outcome(at) if at else outcome(0, MailState.DEFERRED, 3600.0) for at in range(10)]
+        await _close(connection, first, worker, ends)
+        held = await _close(connection, second, worker, [outcome(10)], end=False)
+        await wake_release(connection, user)
+    mails = batch(len(user) * 100, value(userId=user, id="a"), value("bob@mail.com", userId=user, id="b"))
+    await store_mails(mails, use, Grave())
+    return Ledger(use, user, done, going, import_id, worker, held)
+
+
+async def settle(use: Resources, *ledgers: Ledger) -> None:
+    """As it all is two minutes later."""
+    await publish_dead_letters(use)
+    await finish(use)
+    async with use.database.connection() as connection:
+        for table in ("campaign_send_batches", "lead_import_batches"):
+            await connection.execute(f"UPDATE {table} SET announced_at = announced_at - interval '2 minutes'")
+        for table in ("campaign_sends", "lead_imports"):
+            earlier = "created_at = created_at - interval '3 minutes', ended_at = ended_at - interval '2 minutes'"
+            await connection.execute(f"UPDATE {table} SET {earlier}")
+        await connection.execute(
+            """UPDATE progress_tracking SET counts = '{"sent": 9}' WHERE operation_id = ANY ($1)""",
+            [one.open for one in ledgers],
+        )
+
+
 @pytest.fixture
 async def ledger(settings: Settings) -> AsyncIterator[Ledger]:
     async with open_resources(settings) as use:
-        import_id = await _import(use)
-        async with use.database.connection() as connection:
-            worker = await new_worker(connection)
-            done = await new_send(connection, 20, campaign_id="done")
-            for number, pointer in enumerate(await release(connection, done, 20)):
-                ends = [outcome(at) if at else FAILED for at in range(10 * number, 10 * number + 10)]
-                await _close(connection, pointer, worker, ends)
-            going = await new_send(connection, 30, campaign_id="open", on_doubt=OnDoubt.SKIP)
-            first, second = await release(connection, going, 20)
-            ends = [outcome(at) if at else outcome(0, MailState.DEFERRED, 3600.0) for at in range(10)]
-            await _close(connection, first, worker, ends)
-            held = await _close(connection, second, worker, [outcome(10)], end=False)
-            await wake_release(connection, USER)
-        await store_mails(batch(0, value(), value("bob@mail.com", userId=USER)), use, Grave())
-        await publish_dead_letters(use)
-        await finish(use)
-        async with use.database.connection() as connection:
-            for table in ("campaign_send_batches", "lead_import_batches"):
-                await connection.execute(f"UPDATE {table} SET announced_at = announced_at - interval '2 minutes'")
-            for table in ("campaign_sends", "lead_imports"):
-                earlier = "created_at = created_at - interval '3 minutes', ended_at = ended_at - interval '2 minutes'"
-                await connection.execute(f"UPDATE {table} SET {earlier}")
-            open_counts = '{"sent": 9}'
-            await connection.execute(
-                "UPDATE progress_tracking SET counts = $2::jsonb WHERE operation_id = $1", going, open_counts
-            )
-        yield Ledger(use, done, going, import_id, worker, held)
+        ledger = await make_ledger(use)
+        await settle(use, ledger)
+        yield ledger
 
 
 async def test_a_ledger_that_is_well_is_clean(ledger: Ledger) -> None:
+    ledger.kafka = True
     assert await ledger.found() == {}
     assert code_of(await ledger.look(everything=True)) == CLEAN
 
@@ -167,7 +195,7 @@ Plant = Callable[[Ledger], Awaitable[None]]
 
 
 async def _claimed_by_nobody(it: Ledger) -> None:
-    await it.run("UPDATE campaign_send_batches SET worker = $1 WHERE state = 'claimed'", uuid7())
+    await it.run("UPDATE campaign_send_batches SET worker = $1 WHERE id = $2", uuid7(), it.held.id)
 
 
 async def _claimed_by_the_silent(it: Ledger) -> None:
@@ -203,7 +231,7 @@ async def _mail_back_to_queued(it: Ledger) -> None:
 
 
 async def _never_due(it: Ledger) -> None:
-    await it.run("UPDATE email_sends SET due_at = NULL WHERE state = 'deferred'")
+    await it.run("UPDATE email_sends SET due_at = NULL WHERE state = 'deferred' AND send_id = $1", it.open)
 
 
 async def _sent_and_due(it: Ledger) -> None:
@@ -223,12 +251,12 @@ async def _done_too_soon(it: Ledger) -> None:
 
 async def _asleep(it: Ledger) -> None:
     await it.run("UPDATE campaign_send_batches SET state = 'returned' WHERE id = $1", it.held.id)
-    await it.run("UPDATE release_users SET due_at = NULL WHERE user_id = $1", USER)
+    await it.run("UPDATE release_users SET due_at = NULL WHERE user_id = $1", it.user)
 
 
 async def _unknown_to_release(it: Ledger) -> None:
     await it.run("UPDATE campaign_send_batches SET state = 'returned' WHERE id = $1", it.held.id)
-    await it.run("DELETE FROM release_users WHERE user_id = $1", USER)
+    await it.run("DELETE FROM release_users WHERE user_id = $1", it.user)
 
 
 async def _never_published(it: Ledger) -> None:
@@ -257,41 +285,47 @@ async def _chunk_lost(it: Ledger) -> None:
 
 
 async def _chunk_off(it: Ledger) -> None:
-    await it.run("UPDATE lead_import_batches SET stored = stored + 1 WHERE number = 0")
+    await it.run("UPDATE lead_import_batches SET stored = stored + 1 WHERE number = 0 AND import_id = $1", it.import_id)
 
 
 async def _import_off(it: Ledger) -> None:
-    await it.run("UPDATE lead_imports SET rows = 5")
+    await it.run("UPDATE lead_imports SET rows = 5 WHERE id = $1", it.import_id)
 
 
 async def _reject_lost(it: Ledger) -> None:
-    await it.run("DELETE FROM lead_rejects")
+    await it.run("DELETE FROM lead_rejects WHERE import_id = $1", it.import_id)
 
 
 async def _key_lost(it: Ledger) -> None:
-    await it.run("DELETE FROM mail_keys WHERE position = 0")
+    await it.run("DELETE FROM mail_keys WHERE position = 0 AND user_id = $1", it.user)
 
 
 async def _letter_late(it: Ledger) -> None:
-    await it.run("UPDATE dead_letters SET publish_at = now() - interval '1 min', failed_at = now() - interval '1 hour'")
+    await it.run(
+        "UPDATE dead_letters SET publish_at = now() - interval '1 min', failed_at = now() - interval '1 hour'"
+        " WHERE user_id = $1",
+        it.user,
+    )
 
 
 async def _letter_lost(it: Ledger) -> None:
-    await it.run("DELETE FROM dead_letters")
+    await it.run("DELETE FROM dead_letters WHERE user_id = $1", it.user)
 
 
 async def _letter_of_a_sent_mail(it: Ledger) -> None:
     await it.run(
         "INSERT INTO dead_letters (user_id, topic, send_id, position, stage, kind)"
         " VALUES ($1, 'emails.batches', $2, 5, 'smtp', 'permanent')",
-        USER,
+        it.user,
         it.done,
     )
 
 
 async def _untold(it: Ledger) -> None:
     await it.run(
-        "UPDATE campaign_send_batches SET announced_at = NULL, done_at = now() - interval '10 min' WHERE state = 'done'"
+        "UPDATE campaign_send_batches SET announced_at = NULL, done_at = now() - interval '10 min'"
+        " WHERE state = 'done' AND send_id = $1",
+        it.done,
     )
 
 
@@ -315,15 +349,18 @@ async def _progress_lost(it: Ledger) -> None:
 
 
 async def _live_off(it: Ledger) -> None:
-    await it.use.live.write({USER: [LiveCounts(it.import_id, {"stored": 99}, 0.0)]})
+    await it.use.live.write({it.user: [LiveCounts(it.import_id, {"stored": 99}, 0.0)]})
 
 
 async def _counter_off(it: Ledger) -> None:
     async with it.use.database.connection() as connection:
-        await set_user_limit(connection, USER, LimitName.EMAIL_SENDING, Override(per_day=1000))
-    assert await it.found() == {}  # it is counted by this look
-    prefix = it.use.settings.redis.redis_prefix
-    key = f"{prefix}limit:user:{USER}"
+        await set_user_limit(connection, it.user, LimitName.EMAIL_SENDING, Override(per_day=1000))
+        rate = (await email_rates(connection, it.use.settings.limits, [it.user]))[it.user]
+    [limit] = user_limits(it.user, rate)
+    [level] = await it.use.limiter.look([(limit, None)])  # which counts it
+    assert level.day is not None
+    assert level.day.remaining < 1000
+    key = f"{it.use.settings.redis.redis_prefix}limit:{limit.key}"
     held: Any = await it.use.redis.hget(key, "d")
     await it.use.redis.hset(key, "d", held.decode().split(":")[0] + ":3")
 
@@ -370,9 +407,9 @@ MENDED: list[tuple[str, Plant, str]] = [
     ("due-times", _never_due, "position 0: deferred, and never due"),
     ("due-times", _sent_and_due, "position 3: sent, and due at"),
     ("counts", _counts_off, "mails less counts: sent -3, failed +1, duplicate -2"),
-    ("ended-sends", _done_too_soon, "done, but, 10 mails are not released, 1 batches are open, 1 mails are due later"),
-    ("sleepers", _asleep, f"user {USER}"),
-    ("sleepers", _unknown_to_release, f"user {USER}"),
+    ("ended-sends", _done_too_soon, "done, and 10 mails not released, 1 batches open, 1 mails due"),
+    ("sleepers", _asleep, "release does not know"),
+    ("sleepers", _unknown_to_release, "release does not know"),
     ("pointers", _never_published, "released, and never published"),
     ("pointers", _lost_by_kafka, "published, and no longer on Kafka unread"),
     ("chunks", _chunk_lost, "chunk 1: 2 rows"),
@@ -395,16 +432,63 @@ MENDED: list[tuple[str, Plant, str]] = [
 ]
 
 
+@dataclass
+class Looked:
+    """All of it at once, each in the ledger of a user of its own: what was found, and what is left after mending."""
+
+    found: dict[str, list[str]]
+    ids: dict[Plant, list[str]]
+    left: dict[str, list[str]]
+
+
+@pytest.fixture(scope="module")
+def looked(postgres: Postgres, kafka: Kafka, valkey: Valkey) -> Looked:
+    name = f"test_check_{os.getpid()}"
+    environment = {
+        "DATABASE_URL": f"{postgres.dsn.rsplit('/', 1)[0]}/{name}",
+        "REDIS_HOST": valkey.host,
+        "REDIS_PORT": str(valkey.port),
+        "REDIS_PREFIX": f"{name}:",
+        "KAFKA_TOPIC_PREFIX": f"{name}.",
+        "KAFKA_PARTITIONS": "2",
+        "KAFKA_BOOTSTRAP_SERVERS": kafka.bootstrap,
+    }
+    postgres.query(f"CREATE DATABASE {name} TEMPLATE {TEMPLATE}", "postgres")
+    try:
+        return asyncio.run(_plant_all(load(environment)))
+    finally:
+        postgres.query(f"DROP DATABASE {name} WITH (FORCE)", "postgres")
+
+
+async def _plant_all(settings: Settings) -> Looked:
+    await create_topics(settings.kafka)
+    async with open_resources(settings) as use:
+        ledgers = {plant: await make_ledger(use, UserId(plant.__name__)) for _, plant, _ in MENDED}
+        await settle(use, *ledgers.values())
+        for plant, ledger in ledgers.items():
+            await plant(ledger)
+        one = ledgers[_topic_lost]
+        one.kafka = True
+        found = await one.found()
+        left = await one.mend()
+        async with use.database.connection() as connection:
+            for ledger in ledgers.values():
+                for send_id in (ledger.done, ledger.open):
+                    await check_sums(connection, send_id, ledger.user)
+        names = {plant: (it.user, it.done, it.open, it.import_id) for plant, it in ledgers.items()}
+        return Looked(found, {plant: [str(name) for name in its] for plant, its in names.items()}, left)
+
+
 @pytest.mark.parametrize(("kind", "plant", "says"), MENDED, ids=[plant.__name__[1:] for _, plant, _ in MENDED])
-async def test_it_is_found_and_mended(ledger: Ledger, kind: str, plant: Plant, says: str) -> None:
-    await plant(ledger)
-    found = await ledger.found()
-    assert [one for one in found[kind] if says in one], found
-    await ledger.mend()
-    assert await ledger.found() == {}
-    async with ledger.use.database.connection() as connection:
-        for send_id in (ledger.done, ledger.open):
-            await check_sums(connection, send_id)
+def test_it_is_found(looked: Looked, kind: str, plant: Plant, says: str) -> None:
+    found = [one for one in looked.found[kind] if says in one]
+    if kind not in ("letters", "mail-keys", "topics", "offsets"):  # which have no name of a user or a send
+        found = [one for one in found if any(name in one for name in looked.ids[plant])]
+    assert found, looked.found[kind]
+
+
+def test_all_of_it_is_mended(looked: Looked) -> None:
+    assert looked.left == {}
 
 
 async def _mail_gone(it: Ledger) -> None:
@@ -413,14 +497,14 @@ async def _mail_gone(it: Ledger) -> None:
 
 async def _key_of_nothing(it: Ledger) -> None:
     await it.run(
-        "INSERT INTO mail_keys (id, user_id, send_id, position) VALUES ($1, $2, $3, 77)", uuid7(), USER, it.open
+        "INSERT INTO mail_keys (id, user_id, send_id, position) VALUES ($1, $2, $3, 77)", uuid7(), it.user, it.open
     )
 
 
 async def _never_bounced(it: Ledger) -> None:
     await it.run(
         "INSERT INTO suppressions (user_id, email_key, reason, source) VALUES ($1, 'p5@example.com', 'bounce', $2)",
-        USER,
+        it.user,
         f"mail {it.done}/5: 550 5.1.1",
     )
 
@@ -443,8 +527,7 @@ async def test_what_no_machine_can_mend_is_told_and_left_alone(
 ) -> None:
     await plant(ledger)
     assert says in (await ledger.found())[kind][0]
-    await ledger.mend()
-    assert says in (await ledger.found())[kind][0]
+    assert says in (await ledger.mend())[kind][0]
 
 
 async def test_mails_that_were_tried_by_nobody_are_unknown_where_they_must_not_go_twice(ledger: Ledger) -> None:
@@ -465,9 +548,8 @@ async def test_a_send_stays_over_while_its_campaign_has_another(ledger: Ledger) 
     await _done_too_soon(ledger)
     async with ledger.use.database.connection() as connection:
         await new_send(connection, 1, campaign_id="open")
-        await wake_release(connection, USER)
-    await ledger.mend()
-    assert list(await ledger.found()) == ["ended-sends"]
+        await wake_release(connection, ledger.user)
+    assert list(await ledger.mend()) == ["ended-sends"]
 
 
 async def test_what_is_in_motion_is_not_found(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,15 +1,20 @@
-"""The wheel that product developers install: the client alone, and what it needs."""
+"""The wheel that product developers install: client and CLI alone, and what they need."""
 
+import os
 import subprocess
 import sys
 import zipfile
+from collections.abc import Iterable
 from email.parser import Parser
+from importlib.metadata import distribution
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parents[2]
 OTHERS = ("api", "streams", "store", "mailer", "core", "schemas", "console", "devstack", "tests", "bench", "migrations")
+NEEDS = {"click", "httpx", "msgspec", "rich"}
 PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
 
 
@@ -37,14 +42,14 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
-def test_the_wheel_has_the_client_and_nothing_of_the_server(wheel: Path) -> None:
+def test_the_wheel_has_client_and_cli_and_nothing_of_the_server(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as packed:
         names = set(packed.namelist())
         about = Parser().parsestr(packed.read("mailgenius-0.1.0.dist-info/METADATA").decode())
-    modules = {f"mailgenius/{path.name}" for path in (ROOT / "mailgenius").glob("*.py")} | {"mailgenius/py.typed"}
+    modules = {str(path.relative_to(ROOT)) for path in (ROOT / "mailgenius").rglob("*.py")} | {"mailgenius/py.typed"}
     assert {name for name in names if not name.startswith("mailgenius-")} == modules
     needs = {line.split("<")[0].split(">")[0].strip() for line in about.get_all("Requires-Dist", [])}
-    assert needs == {"httpx", "msgspec"}
+    assert needs == NEEDS
     assert "import_leads" in str(about.get_payload())
 
 
@@ -61,3 +66,46 @@ client = mailgenius.MailGenius("https://queue.example", "mg_key")
 assert client.leads.import_leads and client.progress.subscribe
 """
     run(sys.executable, "-I", "-W", "error", "-c", script, cwd=tmp_path)
+
+
+def needed(names: Iterable[str]) -> set[str]:
+    """These distributions, and those they need without any extra."""
+    found: set[str] = set()
+    waiting = list(names)
+    while waiting:
+        name = waiting.pop()
+        if name in found:
+            continue
+        found.add(name)
+        asked = map(Requirement, distribution(name).requires or ())
+        waiting += [one.name for one in asked if one.marker is None or one.marker.evaluate({"extra": ""})]
+    return found
+
+
+def test_installed_beside_what_it_asks_for_the_command_works(wheel: Path, tmp_path: Path) -> None:
+    """And beside nothing else: no package of this environment, and nothing of this project."""
+    run(*PIP, "install", "--no-deps", "--no-index", "--target", "installed", str(wheel), cwd=tmp_path)
+    beside = tmp_path / "beside"
+    beside.mkdir()
+    for name in needed(NEEDS):
+        for top in {
+            file.parts[0] for file in distribution(name).files or () if file.parts[0] not in ("..", "__pycache__")
+        }:
+            (beside / top).symlink_to(distribution(name).locate_file(top))
+    environment = {
+        "PATH": os.environ["PATH"],
+        "PYTHONPATH": f"{tmp_path / 'installed'}:{beside}",
+        "XDG_CONFIG_HOME": str(tmp_path),
+    }
+
+    def mailgenius(*arguments: str) -> "subprocess.CompletedProcess[str]":
+        script = [sys.executable, "-S", "-W", "error", str(tmp_path / "installed" / "bin" / "mailgenius")]
+        return subprocess.run(
+            [*script, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        )
+
+    assert mailgenius("--version").stdout == "mailgenius 0.1.0\n"
+    for arguments in (["--help"], ["leads", "import", "--help"], ["completion", "zsh"]):
+        done = mailgenius(*arguments)
+        assert (done.returncode, done.stderr) == (0, ""), arguments
+    assert mailgenius("limits").returncode == 2

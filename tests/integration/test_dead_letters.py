@@ -4,7 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from uuid import UUID
 
@@ -614,6 +614,21 @@ async def test_whose_a_record_is_it_says_itself_or_its_key_or_what_it_is_of(
     assert nobodys["offset"] == 4
     assert (await client.get(DEAD_LETTERS, params={"shared": True})).status_code == 403
     assert await _replay(admin, nobodys, params={"shared": True}) == _counts(replayed=1)
+
+
+async def test_of_two_records_that_say_they_were_the_same_both_are_kept(use: Resources) -> None:
+    await mirror(_dead(b"{", offset=7), use)
+    liar = replace(_dead(b"}", offset=7, replays=1), partition=0, offset=40)
+    for _ in range(2):
+        await mirror(liar, use)
+    places = {(one["topic"], one["partition"], one["offset"]): one["value"] for one in await _letters(use)}
+    assert places == {("emails.tasks", 1, 7): b"{", ("emails.tasks.dlq", 0, 40): b"}"}
+
+
+async def test_what_an_outsider_puts_into_a_dlq_stands_at_its_own_place(use: Resources) -> None:
+    await mirror(Record("leads.upstream.dlq", 0, 5, 1001.0, None, b"?", {headers.ORIGINAL_TOPIC: b"nowhere"}), use)
+    [letter] = await _letters(use)
+    assert (letter["topic"], letter["partition"], letter["offset"]) == ("leads.upstream.dlq", 0, 5)
 
 
 async def test_a_chunk_that_counts_as_dead_is_not_replayed(use: Resources, client: httpx.AsyncClient) -> None:

@@ -98,9 +98,9 @@ async def test_all_mails_of_a_batch_arrive_once(worker: Worker, with_sink: dict[
     async with _ledger(worker, send) as connection:
         assert await states(connection, send) == {"sent": 230}
         assert await finish_sends(connection) == [send]
-        assert (
-            await connection.fetchval("SELECT count(*) FROM campaign_send_batches WHERE announced_at IS NOT NULL") == 3
-        )
+        await worker.use.announcer.close()
+        announced = "SELECT count(*) FROM campaign_send_batches WHERE announced_at IS NOT NULL"
+        assert await connection.fetchval(announced) == 3
 
 
 async def test_a_pointer_that_comes_twice_sends_nothing_twice(worker: Worker, with_sink: dict[str, str]) -> None:

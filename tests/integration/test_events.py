@@ -116,7 +116,7 @@ async def test_what_another_process_ended_is_told_as_it_would_have_told_it(use: 
         [by_rows] = await late(connection)
     assert by_rows.outcomes is None
     await use.announcer.announce_all([by_worker])
-    await announce(use)
+    await use.announcer.announce_all([by_rows])
     first, again = await on_topic(use.settings)
     assert short(again.batches[0].mails) == short(first.batches[0].mails) == TOLD
     assert [one.mail_id for one in again.batches[0].mails] == [one.mail_id for one in first.batches[0].mails]
@@ -165,7 +165,7 @@ async def test_cancelled_mails_are_told_in_records_a_broker_takes(use: Resources
     async with use.database.connection() as connection:
         send = await new_send(connection, 600, campaign_id="s" * 200)
         await connection.execute("UPDATE email_sends SET recipient_id = repeat('ü', 200)")
-        assert await cancel_send(connection, send, USER)
+        assert await cancel_send(connection, USER, "s" * 200)
         while await cancel_page(connection, send, USER):
             pass
         await late(connection)

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import os
 import socket
 import sys
 import time
@@ -34,7 +35,7 @@ from schemas.messages import (
     RejectedLead,
     encode,
 )
-from schemas.states import ChunkState, KeyScope, WebhookState
+from schemas.states import ChunkState, KeyScope
 from schemas.topics import EMAILS_EVENTS, LEADS_EVENTS
 from store.events import records_of
 from store.kafka import Record
@@ -51,6 +52,8 @@ KEYS = "new:" + base64.b64encode(b"n" * 32).decode()
 OLD = "old:" + base64.b64encode(b"o" * 32).decode()
 AT = datetime(2026, 1, 2, tzinfo=UTC)
 DUE = "UPDATE webhooks SET due_at = now() WHERE due_at IS NOT NULL"
+SOON = int((time.time() + 3600) * 1000)
+"""Later than any webhook of these tests."""
 FREED = "UPDATE webhooks SET leased_until = now()"
 
 
@@ -412,7 +415,7 @@ async def test_no_user_reaches_our_own_network(environment_of_webhooks: dict[str
         webhook_id = uuid4()
         secret = place.use.settings.relays.ring.encrypt("whsec_AAAA", secret_place(webhook_id))
         async with place.use.database.connection() as connection:
-            assert await create_webhook(connection, OWNER, webhook_id, "hook", url, None, secret, WebhookState.ACTIVE)
+            assert await create_webhook(connection, OWNER, webhook_id, "hook", url, None, secret, True)
         await place.tell(event(0))
 
         async def tried() -> bool:
@@ -428,14 +431,13 @@ async def test_no_user_reaches_our_own_network(environment_of_webhooks: dict[str
 
 def gathered(place: Place, *events: MailEvent, offset: int = 0) -> Gathered:
     topic = place.use.settings.kafka.kafka_topic_prefix + EMAILS_EVENTS.name
-    now = int(time.time() * 1000) + 1
     records = [
         SimpleNamespace(
             topic=topic,
             key=OWNER.encode(),
             value=encode(MailEvents(user_id=OWNER, events=[one])),
             offset=offset + number,
-            timestamp=now,
+            timestamp=SOON,
         )
         for number, one in enumerate(events)
     ]
@@ -502,6 +504,31 @@ async def test_a_post_whose_process_died_is_made_again_by_another(environment_of
         async with working(place.use):
             await until(lambda: len(place.hook.posts) == 2)
         assert len({headers["webhook-id"] for headers, _ in place.hook.posts}) == 1
+
+
+async def test_the_process_itself_posts_and_stops_when_it_is_told_to(
+    environment_of_webhooks: dict[str, str], tmp_path: Path
+) -> None:
+    ready = tmp_path / "ready"
+    async with at_rest(environment_of_webhooks) as place:
+        await place.make()
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "streams",
+            "webhooks",
+            env=os.environ | environment_of_webhooks | {"READY_FILE": str(ready)},
+        )
+        try:
+            await until(ready.exists, 60)
+            await place.tell(event(0))
+            await until(lambda: place.hook.ids() == ["e/0"], 60)
+            process.terminate()
+            assert await asyncio.wait_for(process.wait(), 30) == 0
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
 
 
 async def test_two_processes_post_each_delivery_once(environment_of_webhooks: dict[str, str]) -> None:

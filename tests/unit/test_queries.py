@@ -175,6 +175,8 @@ BY_OWN_ID = {
     "finish_import": "of the import that this request has made",
     "move_progress": "of the operation that the statement before it found by its user",
     "find_key": "tells who asks",
+    "revoke_key": "of service and admin keys, which act for any user",
+    "list_workers": "for service and admin keys; counts batches, and reads none",
     "use_attachments": "of the send that this request has made, each with its user's id",
     "mark_letters_published": "of the records that this request has replayed",
     "mail_of_link": "of the mail that a signed link names",

@@ -15,6 +15,7 @@ from core.outcomes import Outcome
 from core.webhooks import RETRY, Answered, check_url, headers_of, next_try, retry_after
 from schemas.messages import BatchOutcomes, MailEvent, MailEvents, MailOutcome, MailOutcomes
 from schemas.states import ChunkState, EventType, MailState
+from store.batches import Mail
 from streams.posting import PublicOnly
 
 FAILED = Answered(False, 500, "answered 500", "", 1)
@@ -110,15 +111,18 @@ def test_each_mail_of_a_batch_is_an_event_of_its_own_id() -> None:
     assert mail_events(MailEvents(user_id="u", events=events)) == events
 
 
+MAILS = {1: Mail(1, "r", "a@mail.com", "a@mail.com", "", "{}", None, 0, 0.0, False)}
+
+
 def test_what_only_waits_for_a_limit_is_no_news() -> None:
-    assert told_of(Outcome(1, MailState.DEFERRED, None, None, "", "", 3.0, False), 5, None, None) is None
+    limited = Outcome(1, MailState.DEFERRED, None, None, "", "", 3.0, False)
     lost = Outcome(1, MailState.DEFERRED, None, None, "connection lost", "", 3.0, False)
-    assert told_of(lost, 5, "r", None) == MailOutcome(1, "deferred", 5, "r", None, None, "connection lost")
+    assert told_of([limited, lost], 5, MAILS) == [MailOutcome(1, "deferred", 5, "r", None, None, "connection lost")]
 
 
 def test_of_a_mail_that_was_sent_the_reply_is_not_told() -> None:
     sent = Outcome(1, MailState.SENT, 250, "2.0.0", "queued as 7", "mx", None, True)
-    assert told_of(sent, 5, "r", None) == MailOutcome(1, "sent", 5, "r")
+    assert told_of([sent], 5, MAILS) == [MailOutcome(1, "sent", 5, "r")]
 
 
 def test_every_end_of_a_batch_and_of_a_chunk_can_be_chosen() -> None:
