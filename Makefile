@@ -29,7 +29,7 @@ fmt: install ## format and sort imports
 	@$(PY) -m ruff check --fix .
 	@$(PY) -m ruff format .
 
-slow: install ## what takes minutes: twenty starts of the consumer race, servers away for a minute
+slow: install ## what takes minutes: twenty starts of the consumer race, servers away for minutes
 	@$(PY) -m pytest -m slow
 
 chaos: install ## faults under load: killed, frozen, cut, away; each once, or ROUNDS=…, SEED=…, SECONDS=… of a fault, FAULTS=names

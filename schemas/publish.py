@@ -100,9 +100,7 @@ def _operation(topic: Topic) -> Document:
     return {
         "action": "receive" if topic in WRITTEN_BY_OTHERS else "send",
         "channel": {"$ref": f"#/channels/{_id(topic)}"},
-        "messages": [
-            {"$ref": f"#/channels/{_id(topic)}/messages/{name}"} for name in (_message_name(topic), *also)
-        ],
+        "messages": [{"$ref": f"#/channels/{_id(topic)}/messages/{name}"} for name in (_message_name(topic), *also)],
     }
 
 

@@ -128,7 +128,7 @@ def _told(answers: Sequence[Answer], *, repair: bool) -> Iterator[str]:
         if not answer.found:
             continue
         many = f"{FEW} or more" if len(answer.found) >= FEW else str(len(answer.found))
-        yield f"found    {kind.name}: {many} {kind.means}"
+        yield f"found    {kind.name} ({many}): {kind.means}"
         for one in answer.found[:EXAMPLES]:
             yield f"           {one.at}: {one.what}"
         if len(answer.found) > EXAMPLES:

@@ -32,6 +32,9 @@ RETRY = 0.5
 UNWRITTEN = 500
 """Mails on the wire, or through and not written yet, that a process has at the most: if it dies they come twice. While Postgres
 is away this is soon reached, and no more go out."""
+WIRE = 200
+"""So many of those on the wire count: a group for each of eight connections. Who has more connections has a slow relay, and
+must not wait for a ledger that keeps up."""
 
 log = structlog.get_logger(__name__)
 
@@ -142,7 +145,7 @@ class Completer:
 
     def admits(self, mails: int) -> bool:
         """Whether so many more may go on the wire now."""
-        return self._unwritten + self._on_the_wire + mails <= UNWRITTEN
+        return self._unwritten + min(self._on_the_wire, WIRE) + mails <= UNWRITTEN
 
     async def progress(self, within: float) -> None:
         """Returns when outcomes have been written, or after so many seconds."""

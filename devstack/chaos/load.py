@@ -22,7 +22,7 @@ CONNECTIONS = 16
 PIECE = 32 * 1024
 EVERY = 0.1
 """Seconds between two single mails."""
-INSIST_FOR = 180.0
+INSIST_FOR = 300.0
 AGAIN = (429, 503)
 """What a client repeats, with the same Idempotency-Key."""
 
@@ -54,7 +54,7 @@ def sizes_for(seconds: float) -> Sizes:
         skip=half_way,
         limited=int(RATE * (seconds + 6)),
         late=500,
-        rows=int(4_000 * (seconds + 4)),
+        rows=min(100_000, int(4_000 * (seconds + 4))),
         seconds=seconds + 3,
     )
 

@@ -589,7 +589,8 @@ async def test_the_command_says_it_first_and_does_it_when_told(ledger: Ledger, w
     code, out, _ = await _command(with_kafka, "check", "--repair")
     assert code == 1
     assert (
-        f"found    cursors: 1 sends whose cursor is not where their batches end\n           send {ledger.open}: " in out
+        f"found    cursors (1): sends whose cursor is not where their batches end\n           send {ledger.open}: "
+        in out
     )
     assert "would do: the cursor moves to where the batches end" in out
     assert "cursors" in await ledger.found()

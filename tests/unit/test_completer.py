@@ -11,7 +11,7 @@ from core.errors import Unavailable
 from core.outcomes import Outcome
 from schemas.states import MailState
 from streams import completer as module
-from streams.completer import ENOUGH, UNWRITTEN, Completer
+from streams.completer import ENOUGH, UNWRITTEN, WIRE, Completer
 
 
 class Ledger(Completer):
@@ -70,6 +70,14 @@ async def test_no_more_go_out_than_may_come_twice() -> None:
         ledger.open.set()
         await until_written(ledger, UNWRITTEN - 25)
         assert ledger.admits(UNWRITTEN)
+
+
+async def test_many_connections_do_not_wait_for_a_ledger_that_keeps_up() -> None:
+    ledger = Ledger()
+    with ledger.on_the_wire(100 * 25):
+        assert ledger.admits(25)
+        add(ledger, UNWRITTEN - WIRE)  # and it does not write
+        assert not ledger.admits(25)
 
 
 async def test_few_outcomes_wait_for_others_and_many_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
