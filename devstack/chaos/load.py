@@ -52,7 +52,7 @@ def sizes_for(seconds: float) -> Sizes:
         large=int(full_speed * (seconds + 40)),
         resend=half_way,
         skip=half_way,
-        limited=int(RATE * (seconds + 6)),
+        limited=min(3_000, int(RATE * (seconds + 6))),
         late=500,
         rows=min(100_000, int(4_000 * (seconds + 4))),
         seconds=seconds + 3,

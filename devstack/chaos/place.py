@@ -6,7 +6,7 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -40,14 +40,20 @@ WHERE w.pid = $1 AND w.stopped_at IS NULL AND m.state = 'queued'
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """Mails without an outcome that a worker had in hand when it was killed or frozen, at an epoch time."""
+    """Mails without an outcome that a worker had in hand when it was killed, or frozen, at an epoch time."""
 
     at: float
     mails: frozenset[Mail]
+    frozen: bool = False
 
-    def unwritten(self, first_arrivals: dict[Mail, float]) -> int:
-        """Those that it had sent."""
-        return sum(first_arrivals.get(mail, self.at + DRAINED) < self.at + DRAINED for mail in self.mails)
+    def sent(self, first_arrivals: Mapping[Mail, float], held_up: float = 0.0) -> set[Mail]:
+        """Those that it had sent by then; the sink may have been held up."""
+        until = self.at + DRAINED + held_up
+        return {mail for mail in self.mails if first_arrivals.get(mail, until) < until}
+
+    def may_repeat(self, first_arrivals: Mapping[Mail, float], held_up: float = 0.0) -> Set[Mail]:
+        """Who comes to again finishes what it had begun, though others have it now."""
+        return self.mails if self.frozen else self.sent(first_arrivals, held_up)
 
 
 @dataclass(slots=True)
@@ -96,17 +102,18 @@ class Place:
     def _send(self, name: str, number: signal.Signals) -> int:
         pid = self.processes.pids()[name]
         os.kill(pid, number)
-        self._held.append(self.pool.submit(_held_by, self.dsn, pid, time.time()))
+        frozen = number == signal.SIGSTOP
+        self._held.append(self.pool.submit(_held_by, self.dsn, pid, time.time(), frozen))
         return pid
 
 
-def _held_by(dsn: str, pid: int, at: float) -> Held:
+def _held_by(dsn: str, pid: int, at: float, frozen: bool) -> Held:
     """Postgres may be away just now: then nobody else gets these batches either."""
     deadline = time.monotonic() + LEDGER_BACK
     while True:
         try:
             rows = asyncio.run(_fetch(dsn, pid))
-            return Held(at, frozenset((row["send_id"].hex, row["position"]) for row in rows))
+            return Held(at, frozenset((row["send_id"].hex, row["position"]) for row in rows), frozen)
         except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
             if time.monotonic() > deadline:
                 raise

@@ -87,7 +87,7 @@ def judge(place: Place, load: Load, held: Sequence[Held], held_up: float, letter
     rows = asyncio.run(_rows(place.dsn, load.users))
     arrivals = [(at, mail) for at, mail in arrivals_in_order(place.sink_url) if mail is not None]
     verdict = Verdict(mails=len(rows), arrived=len(arrivals))
-    judge_copies(verdict, rows, arrivals, held)
+    judge_copies(verdict, rows, arrivals, held, held_up)
     times = [at for at, (send, _) in arrivals if send == _hex(load.sends["limited"])]
     burst = BURST * BULK_SHARE + RATE * BULK_SHARE * held_up
     verdict.over_limit = over_limit(times, RATE * BULK_SHARE, int(burst))
@@ -98,29 +98,36 @@ def judge(place: Place, load: Load, held: Sequence[Held], held_up: float, letter
 
 
 def judge_copies(
-    verdict: Verdict, rows: Mapping[Mail, Row], arrivals: Sequence[tuple[float, Mail]], held: Sequence[Held]
+    verdict: Verdict,
+    rows: Mapping[Mail, Row],
+    arrivals: Sequence[tuple[float, Mail]],
+    held: Sequence[Held],
+    held_up: float = 0.0,
 ) -> None:
     """`arrivals` in their order."""
     copies = Counter(mail for _, mail in arrivals)
     first = {mail: at for at, mail in reversed(arrivals)}
-    in_hand = Counter(mail for one in held for mail in one.mails)
+    in_hand = {mail for one in held for mail in one.mails}
+    by_death: Counter[Mail] = Counter()
     for one in held:
-        if (unwritten := one.unwritten(first)) > UNWRITTEN:
+        if (unwritten := len(one.sent(first, held_up))) > UNWRITTEN:
             verdict.wrong.append(f"a worker had sent {unwritten} mails and not written it")
+        again = [mail for mail in one.may_repeat(first, held_up) if mail in rows and not rows[mail].skip]
+        by_death.update(again)
+        verdict.allowed += min(UNWRITTEN, len(again))
     for mail, row in rows.items():
-        doubts = row.doubts + in_hand[mail]
         arrived = copies.pop(mail, 0)
         if row.state not in MAIL_FINAL or (row.state is MailState.SENT and not arrived):
             verdict.lost += 1
         elif row.state is MailState.UNKNOWN:
             verdict.unknown += 1
-        elif arrived and row.state is not MailState.SENT and not doubts:
+        elif arrived and row.state is not MailState.SENT and not row.doubts and mail not in in_hand:
             verdict.wrong.append(f"{mail} is {row.state}, and arrived")
         repeated = max(0, arrived - 1)
-        may_be = 0 if row.skip else doubts
+        doubts = 0 if row.skip else row.doubts
         verdict.repeated += repeated
-        verdict.allowed += min(may_be, arrived)
-        verdict.excess += max(0, repeated - may_be)
+        verdict.allowed += doubts
+        verdict.excess += max(0, repeated - doubts - by_death[mail])
     if copies:
         verdict.wrong.append(f"{sum(copies.values())} mails arrived that are not in the ledger")
 

@@ -118,9 +118,13 @@ SET state = $3, stored = $4, duplicate = $5, rejected = $6, done_at = now()
 WHERE import_id = $1 AND number = $2
 
 -- name: mark_chunks_announced
-UPDATE lead_import_batches b SET announced_at = now()
-FROM unnest($1::uuid[], $2::integer[]) AS told (import_id, number)
-WHERE b.import_id = told.import_id AND b.number = told.number
+-- Locked in the order of their numbers, as add_chunks does: an upload that is resumed may write the same rows just then.
+WITH told AS (
+  SELECT b.import_id, b.number FROM unnest($1::uuid[], $2::integer[]) AS t (import_id, number)
+  JOIN lead_import_batches b ON b.import_id = t.import_id AND b.number = t.number
+  ORDER BY b.import_id, b.number FOR UPDATE OF b
+)
+UPDATE lead_import_batches b SET announced_at = now() FROM told WHERE b.import_id = told.import_id AND b.number = told.number
 
 -- name: rejects_of_chunks
 -- Primary keys: the rejected rows of each chunk are a range of its import's.

@@ -38,7 +38,10 @@ def test_a_mail_that_arrived_once_and_is_sent_is_right() -> None:
 def test_a_second_copy_needs_a_doubt_or_a_dead_worker() -> None:
     row = Row(MailState.SENT, skip=False, doubts=0)
     assert judged(row, [1.0, 2.0]).excess == 1
-    assert judged(row, [1.0, 2.0], [held(1.5)]).right
+    verdict = judged(row, [1.0, 2.0], [held(1.5)])
+    assert verdict.right
+    assert (verdict.repeated, verdict.allowed) == (1, 1)
+    assert judged(row, [9.0, 10.0], [held(1.5)]).excess == 1  # it had not sent it yet
     assert judged(Row(MailState.SENT, skip=False, doubts=1), [1.0, 2.0]).right
     assert judged(row, [1.0, 2.0, 3.0], [held(1.5)]).excess == 1
 
@@ -56,7 +59,13 @@ def test_what_arrived_is_sent_or_in_doubt() -> None:
 def test_a_dead_worker_has_sent_what_arrived_about_then() -> None:
     one = Held(10.0, frozenset({("s", number) for number in range(4)}))
     first = {("s", 0): 9.0, ("s", 1): 10.0 + DRAINED / 2, ("s", 2): 40.0}
-    assert one.unwritten(first) == 2
+    assert one.sent(first) == {("s", 0), ("s", 1)} == one.may_repeat(first)
+    assert one.sent(first, held_up=60) == {("s", 0), ("s", 1), ("s", 2)}
+
+
+def test_one_that_comes_to_again_may_repeat_all_it_had_in_hand() -> None:
+    one = Held(10.0, frozenset({MAIL}), frozen=True)
+    assert one.may_repeat({}) == {MAIL}
 
 
 def test_every_fault_comes_before_any_comes_again_and_the_seed_decides() -> None:
