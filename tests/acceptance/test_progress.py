@@ -46,7 +46,7 @@ def test_numbers_end_exact_though_the_worker_was_killed_and_redis_flushed(system
         updates = watching.result(60)
     assert (ended["done"], ended["counts"]["sent"], ended["total"]) == (MAILS, MAILS, MAILS)
     assert (updates[-1].done, updates[-1].state) == (MAILS, "done")
-    assert len(updates) > 3
+    assert len(updates) > 1
     assert len(system.ledger("watched").sent) == MAILS
 
 
