@@ -55,3 +55,8 @@ class Api(FastAPI):
 def component(model: type[BaseModel]) -> dict[str, str]:
     """Where the document has the schema of one of READ_BY_ROUTES."""
     return {"$ref": REFERENCE.format(model=model.__name__)}
+
+
+def json_body(model: type[BaseModel], *, required: bool = True) -> dict[str, object]:
+    """`openapi_extra` of a route that reads one of READ_BY_ROUTES itself."""
+    return {"requestBody": {"required": required, "content": {"application/json": {"schema": component(model)}}}}

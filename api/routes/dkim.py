@@ -6,14 +6,12 @@ from typing import Annotated, Final
 from uuid import UUID
 
 from fastapi import APIRouter, Query, Request
-from pydantic import ValidationError
 
-from api.bodies import read_body
+from api.bodies import read_model
 from api.depends import Use
 from api.dkim import answer_of, new_key
 from api.dns import texts_of
-from api.document import component
-from api.errors import invalid_body
+from api.document import json_body
 from api.resources import Resources
 from api.shared import SharedWrite, Whose
 from core.dkim import KEEP_RECORD_DAYS, signing_domain, what_is_wrong
@@ -40,8 +38,6 @@ FOUND_MAX: Final = 10
 
 router = APIRouter(prefix="/api/queue/dkim-keys", tags=["dkim-keys"])
 
-BODY = {"requestBody": {"required": True, "content": {"application/json": {"schema": component(DkimKeyOrder)}}}}
-
 
 @router.get("")
 async def look_all(
@@ -53,10 +49,10 @@ async def look_all(
     return DkimKeyList(keys=[_answer(row, use) for row in rows])
 
 
-@router.post("", status_code=201, openapi_extra=BODY)
+@router.post("", status_code=201, openapi_extra=json_body(DkimKeyOrder))
 async def make(request: Request, write: SharedWrite) -> DkimKeyAnswer:
     """It signs nothing yet: publish its record, then activate it."""
-    asked = await _read(request)
+    asked = await read_model(request, DkimKeyOrder, DKIM_MAX_BYTES, "a private key has no more than 16 KiB")
     ring = write.use.settings.relays.ring
     key = await asyncio.to_thread(new_key, asked, ring, datetime.now(UTC).date())
 
@@ -143,11 +139,3 @@ async def _find(connection: Connection, user: UserId, key_id: UUID) -> DkimRow:
 
 def _answer(row: DkimRow, use: Resources) -> DkimKeyAnswer:
     return answer_of(row, use.settings.relays.ring)
-
-
-async def _read(request: Request) -> DkimKeyOrder:
-    body = await read_body(request, DKIM_MAX_BYTES, "a private key has no more than 16 KiB")
-    try:
-        return DkimKeyOrder.model_validate_json(body or b"{}")
-    except ValidationError as error:
-        raise invalid_body(error) from None

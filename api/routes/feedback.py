@@ -3,16 +3,15 @@ admin keys keep for everybody.
 """
 
 from collections.abc import Sequence
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 from uuid import UUID
 
 from fastapi import APIRouter, BackgroundTasks, Header, Path, Request
-from pydantic import BaseModel, ValidationError
 
-from api.bodies import read_body
+from api.bodies import read_body, read_model
 from api.depends import Use
-from api.document import component
-from api.errors import UnsupportedType, invalid_body
+from api.document import component, json_body
+from api.errors import UnsupportedType
 from api.feedback import announce, answer_of, known_source, read_events, take_feedback
 from api.patience import with_ledger
 from api.resources import Resources
@@ -57,13 +56,6 @@ router = APIRouter(prefix="/api/queue/feedback/sources", tags=["feedback"])
 webhooks = APIRouter(prefix=WEBHOOKS, tags=["feedback"])
 
 Name = Annotated[str, Path(max_length=63)]
-B = TypeVar("B", bound=BaseModel)
-
-
-def _body(model: type[BaseModel], required: bool = True) -> dict[str, object]:
-    return {
-        "requestBody": {"required": required, "content": {"application/json": {"schema": component(model)}}},
-    }
 
 
 @router.get("")
@@ -74,10 +66,10 @@ async def look_all(user: Whose, use: Use) -> SourceList:
     return SourceList(sources=[_answer(source, secrets[source.id]) for source in sources])
 
 
-@router.post("", status_code=201, openapi_extra=_body(SourceOrder))
+@router.post("", status_code=201, openapi_extra=json_body(SourceOrder))
 async def make(request: Request, write: SharedWrite) -> SourceMade:
     """Its secret is told once, here; whoever loses it rotates."""
-    asked = await _read(request, SourceOrder)
+    asked = await read_model(request, SourceOrder, SOURCE_MAX_BYTES, "this takes a few fields")
     secret = _new_secret(write.use)
     made: list[str] = []
 
@@ -104,10 +96,10 @@ async def look(name: Name, user: Whose, use: Use) -> SourceAnswer:
         return await _look(connection, source)
 
 
-@router.post("/{name}/rotate", openapi_extra=_body(RotateOrder, required=False))
+@router.post("/{name}/rotate", openapi_extra=json_body(RotateOrder, required=False))
 async def rotate(name: Name, request: Request, write: SharedWrite) -> SourceMade:
     """A new secret, told once, here. Those before are good for `overlapSeconds` more, at most."""
-    asked = await _read(request, RotateOrder)
+    asked = await read_model(request, RotateOrder, SOURCE_MAX_BYTES, "this takes a few fields")
     made: list[str] = []
 
     async def act(connection: Connection) -> SourceAnswer:
@@ -190,14 +182,6 @@ def _id(text: str) -> UUID | None:
         return UUID(text)
     except ValueError:
         return None
-
-
-async def _read(request: Request, model: type[B]) -> B:
-    body = await read_body(request, SOURCE_MAX_BYTES, "this takes a few fields")
-    try:
-        return model.model_validate_json(body or b"{}")
-    except ValidationError as error:
-        raise invalid_body(error) from None
 
 
 def _new_secret(use: Resources) -> str:

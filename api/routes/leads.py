@@ -1,20 +1,18 @@
 """Leads: search, one alone, edit, tag, export, erase. The address is a path where it names one; to erase it, it is not."""
 
 from time import monotonic
-from typing import Annotated, Any, Final, TypeVar
+from typing import Annotated, Any, Final
 
 import msgspec
 from fastapi import APIRouter, Path, Query, Request, Response
 from fastapi.responses import StreamingResponse
-from pydantic import BaseModel, ValidationError
 
 from api.addresses import keys_of
 from api.answers import Write
-from api.bodies import read_body
+from api.bodies import read_model
 from api.depends import Caller, Use, User
-from api.document import component
+from api.document import json_body
 from api.erasures import erase_address
-from api.errors import invalid_body
 from api.exports import MEDIA_TYPES, check_columns, export
 from api.lead_pages import all_pages, read_filter, search_page
 from api.resources import Resources
@@ -49,20 +47,7 @@ NAMED_WAY_ROUND: Final = "name fewer addresses, or use a filter"
 router = APIRouter(prefix="/api/queue/leads", tags=["leads"])
 
 Email = Annotated[str, Path(max_length=1_000, description="The address, percent-encoded.")]
-Model = TypeVar("Model", bound=BaseModel)
 _decode = msgspec.json.Decoder(dict[str, Any]).decode
-
-
-def body_of(model: type[BaseModel]) -> dict[str, Any]:
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": component(model)}}}}
-
-
-async def _body(request: Request, model: type[Model], limit: int, way_round: str) -> Model:
-    body = await read_body(request, limit, way_round)
-    try:
-        return model.model_validate_json(body or b"{}")
-    except ValidationError as error:
-        raise invalid_body(error) from None
 
 
 @router.get("")
@@ -87,10 +72,10 @@ async def download(user: User, use: Use, query: Annotated[LeadExportQuery, Query
     )
 
 
-@router.post("/tags", openapi_extra=body_of(LeadTagging))
+@router.post("/tags", openapi_extra=json_body(LeadTagging))
 async def tag(request: Request, write: Write) -> LeadsTagged:
     """Adds and removes tags of many leads, a page a transaction."""
-    asked = await _body(request, LeadTagging, LEADS_NAMED_MAX_BYTES, NAMED_WAY_ROUND)
+    asked = await read_model(request, LeadTagging, LEADS_NAMED_MAX_BYTES, NAMED_WAY_ROUND)
     check_tags(asked.add, asked.remove)
     if (asked.emails is None) == (asked.filter is None):
         raise InvalidInput("emails", "one of emails and filter is needed")
@@ -130,10 +115,10 @@ async def _tag_page(connection: Connection, user: UserId, email_keys: list[str],
     return await tag_leads(connection, user, email_keys, asked.add, asked.remove, LEAD_TAGS_MAX)
 
 
-@router.post("/erase", openapi_extra=body_of(ErasureRequest))
+@router.post("/erase", openapi_extra=json_body(ErasureRequest))
 async def erase(request: Request, key: Caller, write: Write) -> Erased:
     """Erases one address everywhere it is known for this user, and keeps it from being written to again."""
-    asked = await _body(request, ErasureRequest, LEAD_MAX_BYTES, "it is one address")
+    asked = await read_model(request, ErasureRequest, LEAD_MAX_BYTES, "it is one address")
     address = judge(asked.email)
     if isinstance(address, Refused):
         raise InvalidInput("email", address.reason, address.code)
@@ -150,12 +135,12 @@ async def one(email: Email, user: User, use: Use) -> LeadAnswer:
 
 @router.put(
     "/{email:path}",
-    openapi_extra=body_of(LeadBody),
+    openapi_extra=json_body(LeadBody),
     responses={201: {"model": LeadAnswer}},
 )
 async def put(email: Email, request: Request, response: Response, write: Write) -> LeadAnswer:
     """Makes the lead, or replaces all of it. 201 when it was not there."""
-    asked = await _body(request, LeadBody, LEAD_MAX_BYTES, WAY_ROUND)
+    asked = await read_model(request, LeadBody, LEAD_MAX_BYTES, WAY_ROUND)
     lead = clean_edit(email, asked.name, asked.attributes)
 
     async def act(connection: Connection) -> LeadAnswer:
@@ -166,10 +151,10 @@ async def put(email: Email, request: Request, response: Response, write: Write) 
     return await write.once(LeadAnswer, act, asked)
 
 
-@router.patch("/{email:path}", openapi_extra=body_of(LeadPatch))
+@router.patch("/{email:path}", openapi_extra=json_body(LeadPatch))
 async def edit(email: Email, request: Request, write: Write) -> LeadAnswer:
     """What is left out stays. The edit is later than every row of an import that has begun before it."""
-    asked = await _body(request, LeadPatch, LEAD_MAX_BYTES, WAY_ROUND)
+    asked = await read_model(request, LeadPatch, LEAD_MAX_BYTES, WAY_ROUND)
     key = _key(email)
     changes = asked.attributes or {}
     clean = clean_edit(email, asked.name or "", {name: value for name, value in changes.items() if value is not None})

@@ -1,16 +1,14 @@
 """Relays: where mails are handed over. Each user's own, and those that admin keys keep for everybody."""
 
 from collections.abc import Sequence
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 from fastapi import APIRouter, Path, Request
-from pydantic import BaseModel, ValidationError
 from uuid_utils.compat import uuid7
 
-from api.bodies import read_body
+from api.bodies import read_model
 from api.depends import Use
-from api.document import component
-from api.errors import invalid_body
+from api.document import json_body
 from api.relays import answer_of, answer_of_settings, changed_fields, new_fields
 from api.resources import Resources
 from api.shared import SharedWrite, Whose
@@ -47,13 +45,6 @@ from store.suppressions import is_erased, read_suppression
 router = APIRouter(prefix="/api/queue/relays", tags=["relays"])
 
 Name = Annotated[str, Path(max_length=63)]
-B = TypeVar("B", bound=BaseModel)
-
-
-def _body(model: type[BaseModel], required: bool = True) -> dict[str, object]:
-    return {
-        "requestBody": {"required": required, "content": {"application/json": {"schema": component(model)}}},
-    }
 
 
 @router.get("")
@@ -67,10 +58,10 @@ async def look_all(user: Whose, use: Use) -> RelayList:
     return RelayList(relays=[answer_of(row, _told(health, str(row.id))) for row in rows])
 
 
-@router.post("", status_code=201, openapi_extra=_body(RelayOrder))
+@router.post("", status_code=201, openapi_extra=json_body(RelayOrder))
 async def make(request: Request, write: SharedWrite) -> RelayAnswer:
     """Used at once where it is the user's first; workers know it within seconds."""
-    asked = await _read(request, RelayOrder)
+    asked = await read_model(request, RelayOrder, RELAY_MAX_BYTES, "give only the authorities that are needed")
     relay_id = uuid7()
     fields = new_fields(asked, write.user, relay_id, write.use.settings.relays)
 
@@ -93,10 +84,10 @@ async def look(name: Name, user: Whose, use: Use) -> RelayAnswer:
     return answer_of_settings(use.settings.sending, told) if row is None else answer_of(row, told)
 
 
-@router.patch("/{name}", openapi_extra=_body(RelayPatch))
+@router.patch("/{name}", openapi_extra=json_body(RelayPatch))
 async def change(name: Name, request: Request, write: SharedWrite) -> RelayAnswer:
     """Connections that are in use go on as they are until their mails are through."""
-    asked = await _read(request, RelayPatch)
+    asked = await read_model(request, RelayPatch, RELAY_MAX_BYTES, "give only the authorities that are needed")
 
     async def act(connection: Connection) -> RelayAnswer:
         row = await lock_relay(connection, write.user, name)
@@ -123,12 +114,12 @@ async def remove(name: Name, write: SharedWrite) -> None:
     await write.once(type(None), act)
 
 
-@router.post("/{name}/test", openapi_extra=_body(RelayTestOrder, required=False))
+@router.post("/{name}/test", openapi_extra=json_body(RelayTestOrder, required=False))
 async def test(name: Name, request: Request, user: Whose, use: Use) -> RelayTested:
     """An emails worker connects, says EHLO, begins TLS, logs in and, with a `recipient`, sends a mail; answered is what the
     relay said to each step. Takes no tokens. 503 when no worker answers within 20 s.
     """
-    asked = await _read(request, RelayTestOrder)
+    asked = await read_model(request, RelayTestOrder, RELAY_MAX_BYTES, "give only the authorities that are needed")
     row = await _find(use, user, name)
     sender, recipient = await _addresses(use, user, row, asked)
     tests = RelayTests(use.redis, use.settings.redis.redis_prefix)
@@ -177,14 +168,6 @@ def _tested(answer: TestAnswer) -> RelayTested:
         for one in answer.steps
     ]
     return RelayTested(ok=all(step.ok for step in steps), worker=answer.worker, steps=steps)
-
-
-async def _read(request: Request, model: type[B]) -> B:
-    body = await read_body(request, RELAY_MAX_BYTES, "give only the authorities that are needed")
-    try:
-        return model.model_validate_json(body or b"{}")
-    except ValidationError as error:
-        raise invalid_body(error) from None
 
 
 async def _health(use: Resources, relays: Sequence[str]) -> dict[str, list[RelayHealth]] | None:

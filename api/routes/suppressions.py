@@ -3,12 +3,11 @@
 from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Header, Query, Request
-from pydantic import ValidationError
 
-from api.bodies import read_body
+from api.bodies import read_model
 from api.depends import Caller, Use
 from api.document import component
-from api.errors import UnsupportedType, invalid_body
+from api.errors import UnsupportedType
 from api.resources import Resources
 from api.rows import CSV, GZIP, GZIPS, NDJSON, TYPES, gunzip_of, open_stream, pieces, read_type
 from api.shared import SharedWrite, Whose, whose
@@ -93,7 +92,7 @@ async def add(request: Request, write: SharedWrite) -> SuppressionsAdded:
     """What is no address is told, and holds up no other. A stronger reason takes a weaker one's place: unsubscribe, complaint,
     bounce, manual, in this order.
     """
-    asked = await _order(request)
+    asked = await read_model(request, SuppressionOrder, SUPPRESSIONS_MAX_BYTES, "more of them go as a file to …/import")
     judged = [judge(email) for email in asked.emails]
     keys = [address.email_key for address in judged if isinstance(address, Address)]
     invalid = [
@@ -109,14 +108,6 @@ async def add(request: Request, write: SharedWrite) -> SuppressionsAdded:
         )
 
     return await write.once(SuppressionsAdded, act, asked)
-
-
-async def _order(request: Request) -> SuppressionOrder:
-    body = await read_body(request, SUPPRESSIONS_MAX_BYTES, "more of them go as a file to …/import")
-    try:
-        return SuppressionOrder.model_validate_json(body or b"{}")
-    except ValidationError as error:
-        raise invalid_body(error) from None
 
 
 FILE: dict[str, Any] = {

@@ -3,17 +3,15 @@
 import asyncio
 from datetime import UTC, datetime
 from time import monotonic
-from typing import Annotated, TypeVar
+from typing import Annotated
 from uuid import UUID
 
 from fastapi import APIRouter, Path, Request
-from pydantic import BaseModel, ValidationError
 from uuid_utils.compat import uuid7
 
-from api.bodies import read_body
+from api.bodies import read_model
 from api.depends import After, Limit, Use
-from api.document import component
-from api.errors import invalid_body
+from api.document import json_body
 from api.resources import Resources
 from api.shared import SharedWrite, Whose
 from core.errors import Conflict, InvalidInput, NotFound, Unavailable
@@ -56,13 +54,6 @@ LOOK = 0.25
 router = APIRouter(prefix="/api/queue/webhooks", tags=["webhooks"])
 
 Name = Annotated[str, Path(max_length=63)]
-B = TypeVar("B", bound=BaseModel)
-
-
-def _body(model: type[BaseModel], required: bool = True) -> dict[str, object]:
-    return {
-        "requestBody": {"required": required, "content": {"application/json": {"schema": component(model)}}},
-    }
 
 
 @router.get("")
@@ -71,10 +62,10 @@ async def look_all(user: Whose, use: Use) -> WebhookList:
         return WebhookList(webhooks=[_answer(one) for one in await list_webhooks(connection, user)])
 
 
-@router.post("", status_code=201, openapi_extra=_body(WebhookOrder))
+@router.post("", status_code=201, openapi_extra=json_body(WebhookOrder))
 async def make(request: Request, write: SharedWrite) -> WebhookMade:
     """It is told what happens from now on. Its secret is told once, here; whoever loses it rotates."""
-    asked = await _read(request, WebhookOrder)
+    asked = await read_model(request, WebhookOrder, WEBHOOK_MAX_BYTES, "this takes a few fields")
     _check(write.use, write.user, asked.url)
     webhook_id, secret = uuid7(), new_secret()
     stored = _encrypted(write.use, secret, webhook_id)
@@ -100,10 +91,10 @@ async def look(name: Name, user: Whose, use: Use) -> WebhookAnswer:
         return _answer(_there(await read_webhook(connection, user, name)))
 
 
-@router.patch("/{name}", openapi_extra=_body(WebhookPatch))
+@router.patch("/{name}", openapi_extra=json_body(WebhookPatch))
 async def change(name: Name, request: Request, write: SharedWrite) -> WebhookAnswer:
     """`enabled` true makes one that is paused or disabled active again; what waits for it is posted then."""
-    asked = await _read(request, WebhookPatch)
+    asked = await read_model(request, WebhookPatch, WEBHOOK_MAX_BYTES, "this takes a few fields")
     if asked.url is not None:
         _check(write.use, write.user, asked.url)
 
@@ -115,10 +106,10 @@ async def change(name: Name, request: Request, write: SharedWrite) -> WebhookAns
     return await write.once(WebhookAnswer, act, asked)
 
 
-@router.post("/{name}/rotate", openapi_extra=_body(WebhookRotation, required=False))
+@router.post("/{name}/rotate", openapi_extra=json_body(WebhookRotation, required=False))
 async def rotate(name: Name, request: Request, write: SharedWrite) -> WebhookMade:
     """A new secret, told once, here. For `overlapSeconds` posts have two signatures, one with the secret before."""
-    asked = await _read(request, WebhookRotation)
+    asked = await read_model(request, WebhookRotation, WEBHOOK_MAX_BYTES, "this takes a few fields")
     made: list[str] = []
 
     async def act(connection: Connection) -> WebhookAnswer:
@@ -172,14 +163,6 @@ async def look_deliveries(
     return WebhookDeliveries(
         deliveries=[_delivery(one) for one in found], next=found[-1].id if len(found) == limit else None
     )
-
-
-async def _read(request: Request, model: type[B]) -> B:
-    body = await read_body(request, WEBHOOK_MAX_BYTES, "this takes a few fields")
-    try:
-        return model.model_validate_json(body or b"{}")
-    except ValidationError as error:
-        raise invalid_body(error) from None
 
 
 def _check(use: Resources, user: UserId, url: str) -> None:
