@@ -15,6 +15,7 @@ async def served(app: FastAPI) -> AsyncIterator[str]:
     """Its address. The app's resources are open already."""
     sock = socket.socket()
     sock.bind(("127.0.0.1", 0))
+    sock.listen()  # who comes before the server is up waits
     config = uvicorn.Config(app, lifespan="off", log_level="critical", access_log=False, timeout_graceful_shutdown=1)
     server = uvicorn.Server(config)
     serving = asyncio.create_task(server.serve([sock]))
